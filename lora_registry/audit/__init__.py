@@ -1,0 +1,1 @@
+"""What an adapter holds that somebody should know before using it."""

@@ -1,0 +1,48 @@
+"""A problem is data: which rule, how bad, where, and one sentence.
+
+The same record serves the validator (``format.rules``), the audit (``audit``) and the errors that carry
+them, so that every place that shows problems shows them alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Severity(StrEnum):
+    """How bad a finding is; declared from bad to mild."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One result of looking at something.
+
+    Attributes:
+        rule: id of the rule in ``spec/``, such as ``R-014``, or of the audit rule, such as ``A-003``.
+        place: where, as a path a person can follow: ``targets/model.q_proj.weight/scale``.
+        message: one sentence, without a full stop.
+        severity: ``error`` unless said otherwise.
+    """
+
+    rule: str
+    place: str
+    message: str
+    severity: Severity = Severity.ERROR
+
+    def __str__(self) -> str:
+        where = f" at {self.place}" if self.place else ""
+        return f"{self.rule}{where}: {self.message}"
+
+    def to_json(self) -> dict[str, str]:
+        """The record as a JSON object with the four field names."""
+        return {
+            "rule": self.rule,
+            "severity": self.severity.value,
+            "place": self.place,
+            "message": self.message,
+        }

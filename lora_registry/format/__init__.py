@@ -1,0 +1,1 @@
+"""The file format: container, document, rules, identity. Standard library only."""

@@ -1,0 +1,1 @@
+"""Where a registry keeps things: content-addressed blobs and an SQL catalogue."""
