@@ -25,7 +25,7 @@ from typing import TypeAlias
 from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Layout: TypeAlias = tuple[str, ...]
 
 
@@ -53,7 +53,7 @@ LAYOUTS: Mapping[Kind, frozenset[Layout]] = {
     Kind.FULL: frozenset({()}),
     Kind.TOKENS: frozenset({("in", "out")}),
 }
-"""The axis orders in which a base model may store the tensor of a target, by kind (rule R-032)."""
+"""The axis orders in which a base model may store the tensor of a target, by kind (rule R-023)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +76,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
+        """Length of the data in bytes."""
         return prod(self.shape) * DTYPES[self.dtype].size
 
     def digest(self) -> Digest:
@@ -219,6 +220,7 @@ class Adapter:
         return replace(
             self,
             targets=tuple(
-                replace(target, fingerprint=fingerprints.get(target.name, target.fingerprint)) for target in self.targets
+                replace(target, fingerprint=fingerprints.get(target.name, target.fingerprint))
+                for target in self.targets
             ),
         )

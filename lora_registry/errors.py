@@ -12,7 +12,7 @@
     ├── InvalidInputError           8    the file breaks its format; carries every finding
     │   └── UnsupportedError        8    the file is sound, but says what loreg cannot carry
     ├── InconclusiveError           9    could not be decided, which is not the same as fine
-    └── MachineError               10    this machine: disk full, no memory, a package missing
+    └── MachineError               10    the machine: disk full, no memory, a package missing
         └── MissingPackageError    10    carries the line that installs it
 
 Exit code 1 is not an error: it says that a command ran and has findings to show.
@@ -113,7 +113,7 @@ class InconclusiveError(LoregError):
 
 
 class MachineError(LoregError):
-    """This machine could not do it: the disk is full, memory ran out, a file cannot be written."""
+    """The machine could not do it: the disk is full, memory ran out, a file cannot be written."""
 
     exit_code = 10
     code = "machine"

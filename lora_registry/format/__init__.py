@@ -1,1 +1,14 @@
-"""The file format: container, document, rules, identity. Standard library only."""
+"""The file format, in standard library only, so that a trainer can vendor this folder.
+
+======================= ================================================================
+:mod:`~.container`      the strict safetensors profile: framing, offsets, limits
+:mod:`~.canonical`      JSON with one spelling
+:mod:`~.document`       the adapter's metadata as one JSON document, and back
+:mod:`~.rules`          every checkable rule with its id in the specification
+:mod:`~.identity`       the content digest
+:mod:`~.reader`         native file to adapter, lazily
+:mod:`~.writer`         adapter to canonical bytes
+:mod:`~.files`          writes that a crash cannot spoil
+:mod:`~.limits`         the numbers
+======================= ================================================================
+"""

@@ -1,0 +1,87 @@
+"""Writing that a crash cannot spoil: all of the file under its final name, or nothing (design rule 8)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from lora_registry.errors import ConflictError, LoregError, MachineError, NotAllowedError, NotFoundError
+
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is too big",
+}
+
+
+@contextmanager
+def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file beside ``path`` that takes its name when the block ends well, and vanishes when it does not.
+
+    Raises:
+        ConflictError: ``path`` exists and ``overwrite`` is false.
+        NotFoundError: the folder of ``path`` does not exist.
+        NotAllowedError: the folder may not be written.
+        MachineError: the disk is full, or failed.
+    """
+    if not overwrite and os.path.lexists(path):
+        raise ConflictError(f"{path} exists; remove it or choose another name")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with storage_errors(path):
+            with temporary.open("xb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            if overwrite:
+                temporary.replace(path)
+            else:
+                _claim(temporary, path)
+            sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _claim(temporary: Path, path: Path) -> None:
+    """Give ``temporary`` the name ``path``, which must be free even if it was taken a moment ago."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise ConflictError(f"{path} exists; remove it or choose another name") from None
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}:
+            raise
+        temporary.replace(path)  # a file system without hard links
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` survive a power cut; a no-op where folders cannot be synced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about ``path`` into loreg's errors, one line each."""
+    try:
+        yield
+    except LoregError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no such file or folder: {error.filename or path}") from error
+    except PermissionError as error:
+        raise NotAllowedError(f"not allowed: {error.filename or path}") from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise MachineError(f"{_FULL[error.errno]}: {path} was not written") from error
+        raise MachineError(f"{path}: {error.strerror or error}") from error

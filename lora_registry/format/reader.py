@@ -1,0 +1,77 @@
+"""Reading a native file: the header is read and checked, the tensors are left where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lora_registry.adapter import Adapter, Json
+from lora_registry.errors import InvalidInputError
+from lora_registry.findings import Finding
+from lora_registry.format.canonical import JsonError, decode
+from lora_registry.format.container import Container, open_container
+from lora_registry.format.document import from_document
+from lora_registry.format.rules import KEY, check_document
+
+SUFFIX = ".loreg.safetensors"
+"""What native files are called. Nothing depends on it: :func:`is_native` looks inside."""
+
+
+def is_native(path: Path) -> bool:
+    """Whether ``path`` is a safetensors file with loreg's metadata key; false for anything unreadable."""
+    if not path.is_file():
+        return False
+    try:
+        return KEY in open_container(path).metadata
+    except InvalidInputError:
+        return path.name.endswith(SUFFIX)  # a broken native file deserves its findings, not "unknown format"
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Read a native file. Only the header is read; the tensors are windows of a memory map.
+
+    Raises:
+        NotFoundError: there is no such file.
+        InvalidInputError: the file breaks a rule that can be seen without the data; carries every finding.
+    """
+    container = open_container(path)
+    document, findings = _document(container)
+    if findings:
+        raise InvalidInputError.from_findings(str(path), findings)
+    return from_document(document, {key: container.tensor(key) for key in container.entries})
+
+
+def check_file(path: Path) -> list[Finding]:
+    """Everything that a native file breaks, the digests of its data included. Reads all of it.
+
+    Raises:
+        NotFoundError: there is no such file.
+    """
+    try:
+        adapter = read_adapter(path)
+    except InvalidInputError as error:
+        return list(error.findings) or [Finding("R-001", "file", str(error))]
+    return check_data(adapter)
+
+
+def check_data(adapter: Adapter) -> list[Finding]:
+    """R-035 for every tensor whose digest is stated. Reads all of the data."""
+    return [
+        Finding("R-035", f"targets/{target.name}/tensors/{role}", f"the bytes do not have the digest {stated}")
+        for target in adapter
+        for role, stated in target.digests.items()
+        if target.tensors[role].digest() != stated
+    ]
+
+
+def _document(container: Container) -> tuple[Mapping[str, Json], list[Finding]]:
+    if set(container.metadata) != {KEY}:
+        others = sorted(set(container.metadata) - {KEY})
+        what = f"has other keys: {others}" if KEY in container.metadata else "has no key 'loreg': not a native file"
+        return {}, [Finding("R-011", "__metadata__", what)]
+    try:
+        document = decode(container.metadata[KEY])
+    except JsonError as error:
+        return {}, [Finding("R-012", KEY, str(error))]
+    findings = check_document(document, {key: (entry.dtype, entry.shape) for key, entry in container.entries.items()})
+    return (document if isinstance(document, dict) else {}), findings
