@@ -41,7 +41,7 @@ class Digest:
         return cls.of_chunks(parts)
 
     @classmethod
-    def of_chunks(cls, chunks: Iterable[bytes | memoryview]) -> Digest:
+    def of_chunks(cls, chunks: Iterable[bytes | bytearray | memoryview]) -> Digest:
         """Digest of a stream of chunks."""
         state = hashlib.sha256()
         for chunk in chunks:
