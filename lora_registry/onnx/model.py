@@ -1,0 +1,141 @@
+"""An ONNX model opened for reading: the graph in memory, the large tensors where they lie.
+
+Heavy tensors are windows of memory-mapped data files, so that opening a model of many gigabytes costs the
+graph alone. Shapes and dtypes are those of the initializer; the orientation in which a checkpoint stores
+the same tensor is the business of :mod:`lora_registry.onnx.resolve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from lora_registry.dtypes import BY_ONNX
+from lora_registry.errors import InvalidInputError, MissingPackageError, NotFoundError, UnsupportedError
+from lora_registry.format.files import storage_errors
+
+try:
+    import onnx
+    import onnx_ir as ir
+except ModuleNotFoundError as missing:
+    raise MissingPackageError(missing.name or "onnx", "onnx") from missing
+
+from google.protobuf.message import DecodeError
+
+from lora_registry.onnx.external import DataFiles
+
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+"""Storage dtypes that a merge writes into; everything else is a quantised form."""
+
+
+class OnnxModel:
+    """A graph and its initializers, read lazily.
+
+    Attributes:
+        path: the ``.onnx`` file.
+        ir: the graph as onnx_ir holds it. Patching edits it, so a model that was patched is not opened twice.
+        data: the external data files.
+        initializers: name to value, of the main graph and of subgraphs (If, Loop, Scan).
+    """
+
+    kind = "onnx"
+
+    def __init__(self, path: Path, model: ir.Model, data: DataFiles) -> None:
+        self.path = path
+        self.ir = model
+        self.data = data
+        initializers: dict[str, ir.Value] = {}
+        for graph in model.graphs():
+            for name, value in graph.initializers.items():
+                if name in initializers:
+                    raise UnsupportedError(f"{path}: the initializer {name!r} exists in two graphs of the model")
+                initializers[name] = value
+        self.initializers: Mapping[str, ir.Value] = MappingProxyType(initializers)
+
+    @classmethod
+    def open(cls, path: str | Path) -> OnnxModel:
+        """Read the graph at ``path`` and check every external range; no tensor is read.
+
+        Raises:
+            NotFoundError: there is no such file.
+            InvalidInputError: not an ONNX model, truncated, or its external data are missing, too short or
+                outside the model's folder.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise NotFoundError(f"no such file: {path}")
+        with storage_errors(path):
+            try:
+                proto = onnx.load(path, format="protobuf", load_external_data=False)
+            except DecodeError:
+                raise InvalidInputError(f"{path}: not an ONNX model, or cut short") from None
+            if not proto.HasField("graph") or not proto.ir_version:
+                raise InvalidInputError(f"{path}: not an ONNX model: it holds no graph")
+            try:
+                model = ir.serde.deserialize_model(proto)
+            except (ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+                first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise InvalidInputError(f"{path}: the graph cannot be read: {first_line}") from error
+            data = DataFiles(path)
+            for tensor in external_tensors(model):
+                data.check(tensor)
+        return cls(path, model, data)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Axis lengths of the initializer ``name``."""
+        return shape_of(self.initializers[name])
+
+    def dtype(self, name: str) -> str:
+        """safetensors name of the element type of the initializer ``name``; its ONNX name where there is none."""
+        return dtype_of(self.initializers[name])
+
+    def array(self, name: str) -> np.ndarray:
+        """The elements of the initializer ``name``; a window of its file where it is external."""
+        return self.values(self.initializers[name])
+
+    def values(self, value: ir.Value) -> np.ndarray:
+        """The elements of the initializer ``value``."""
+        tensor = value.const_value
+        if tensor is None:
+            raise InvalidInputError(f"{self.path}: the initializer {value.name!r} has no data")
+        if isinstance(tensor, ir.ExternalTensor):
+            return self.data.array(tensor)
+        try:
+            return tensor.numpy()
+        except (ValueError, TypeError) as error:
+            raise InvalidInputError(f"{self.path}: the data of {value.name!r} do not fit its shape") from error
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every tensor of ``model`` whose data lie in another file: initializers and tensors in attributes."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+    for scope in (model.graph, *model.functions.values()):
+        for node in ir.traversal.RecursiveGraphIterator(scope):
+            for attribute in node.attributes.values():
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                    yield attribute.value
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    yield from (tensor for tensor in attribute.value if isinstance(tensor, ir.ExternalTensor))
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """Axis lengths of an initializer."""
+    tensor = value.const_value
+    return tuple(int(length) for length in tensor.shape.numpy()) if tensor is not None else ()
+
+
+def dtype_of(value: ir.Value) -> str:
+    """safetensors name of an initializer's element type, or its ONNX name where safetensors has none."""
+    tensor = value.const_value
+    if tensor is None:
+        return "UNDEFINED"
+    known = BY_ONNX.get(int(tensor.dtype))
+    return known.name if known is not None else str(tensor.dtype.name)
