@@ -1,0 +1,58 @@
+"""The fingerprint of a base tensor: identity of its values, whatever float type and container hold them.
+
+A bfloat16 checkpoint and the float32 ONNX file exported from it agree, because every float type of at most
+32 bits widens to float32 without loss (spec section 9).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from lora_registry.digest import Digest
+from lora_registry.dtypes import DTYPES
+from lora_registry.format.canonical import encode
+from lora_registry.ops.arrays import Array, as_bytes, dtype_name, numpy_dtype
+
+_DOMAIN = b"loreg-base-v1\0"
+_BLOCK = 1 << 20  # elements widened at a time
+
+
+def fingerprint(array: Array) -> Digest:
+    """Digest of the shape and the values of ``array``, in bounded memory for any strides.
+
+    sha256 of the domain, the shape as canonical JSON, a zero byte, and the values in row-major order: as
+    little-endian float32 for float types of at most 32 bits, and for all other types as their own bytes
+    after the dtype's name and a zero byte.
+
+    Args:
+        array: the base tensor in the axis order that the target's layout declares.
+
+    Raises:
+        UnsupportedError: the element type is none of safetensors'.
+    """
+    name = dtype_name(array.dtype)
+    widens = DTYPES[name].floating and name != "F64"
+    state = hashlib.sha256(_DOMAIN + encode(list(array.shape)) + b"\0")
+    if not widens:
+        state.update(name.encode() + b"\0")
+    dtype = np.dtype("<f4") if widens else numpy_dtype(name)
+    for block in _blocks(array):
+        state.update(as_bytes(np.ascontiguousarray(block, dtype=dtype)))
+    return Digest(state.hexdigest())
+
+
+def _blocks(array: Array) -> Iterator[Array]:
+    """Views of ``array`` of at most about ``_BLOCK`` elements that follow each other in row-major order."""
+    if array.size <= _BLOCK or array.ndim == 0:
+        yield array
+        return
+    rows = _BLOCK * array.shape[0] // array.size
+    if rows == 0:  # one row alone is larger than a block
+        for row in array:
+            yield from _blocks(row)
+        return
+    for start in range(0, array.shape[0], rows):
+        yield array[start : start + rows]
