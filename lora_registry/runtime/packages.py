@@ -1,0 +1,26 @@
+"""Optional packages: imported when needed, and named with the line that installs them when absent."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from lora_registry.errors import MissingPackageError
+
+
+def require(package: str, extra: str) -> Any:
+    """Import ``package``.
+
+    Args:
+        package: import name, ``torch`` or ``onnxruntime``.
+        extra: the extra of loreg that brings it.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise MissingPackageError(package, extra) from error

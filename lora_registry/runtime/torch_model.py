@@ -1,0 +1,183 @@
+"""A base model as PyTorch runs it: from a Hugging Face folder, offline, executing nothing from the folder."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from lora_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
+from lora_registry.runtime.packages import require
+from lora_registry.runtime.quiet import quiet
+
+
+class Task(StrEnum):
+    """What a model computes, and with that its inputs and outputs."""
+
+    DECODER = "decoder"
+    ENCODER = "encoder"
+    CLASSIFIER = "classifier"
+    MASKED_LM = "masked-lm"
+
+
+_TASKS = {
+    "ForCausalLM": Task.DECODER,
+    "LMHeadModel": Task.DECODER,
+    "ForSequenceClassification": Task.CLASSIFIER,
+    "ForTokenClassification": Task.CLASSIFIER,
+    "ForMaskedLM": Task.MASKED_LM,
+    "Model": Task.ENCODER,  # last: "LMHeadModel" ends so too
+}
+
+DTYPES = ("float32", "float16")
+"""Element types in which loreg loads and exports. ONNX Runtime's CPU provider has next to no bfloat16 kernels."""
+
+
+@dataclass(frozen=True, slots=True)
+class TorchModel:
+    """A model in evaluation mode whose parameters need no gradient.
+
+    Attributes:
+        module: the ``PreTrainedModel``.
+        task: what it computes.
+        architecture: class name, as ``config.json`` has it.
+        folder: where it was loaded from.
+    """
+
+    module: Any
+    task: Task
+    architecture: str
+    folder: Path
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the token inputs that the model takes, without the KV cache."""
+        accepted = inspect.signature(self.module.forward).parameters
+        names = ["input_ids", "attention_mask"]
+        if self.task is Task.DECODER:
+            names += ["position_ids"] if "position_ids" in accepted else []
+        # RoBERTa takes token types and has one; its tokenizers, and so its callers, give none.
+        elif "token_type_ids" in accepted and getattr(self.module.config, "type_vocab_size", 0) > 1:
+            names.append("token_type_ids")
+        return tuple(names)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs, without the KV cache."""
+        if self.task is not Task.ENCODER:
+            return ("logits",)
+        has_pooler = getattr(self.module, "pooler", None) is not None
+        return ("last_hidden_state", "pooler_output") if has_pooler else ("last_hidden_state",)
+
+
+def load(folder: Path, *, dtype: str = "float32") -> TorchModel:
+    """Load a folder of ``config.json`` and safetensors; never the network, never code from the folder.
+
+    Attention is computed eagerly: the one implementation that every architecture has and every exporter traces.
+
+    Args:
+        folder: a Hugging Face model folder.
+        dtype: one of :data:`DTYPES`.
+
+    Raises:
+        NotFoundError: no folder, or no ``config.json`` in it.
+        InvalidInputError: the checkpoint lacks weights that the architecture has, or a file is broken.
+        UnsupportedError: the architecture, element type, quantization or file kind is not one that loreg runs.
+        MissingPackageError: torch or transformers is not installed.
+    """
+    if dtype not in DTYPES:
+        raise UnsupportedError(f"models run in {' or '.join(DTYPES)}, not in {dtype}")
+    config = read_config(folder)
+    architecture = _architecture(folder, config)
+    task = task_of(architecture, config, folder)
+    torch = require("torch", "export")
+    transformers = require("transformers", "export")
+    model_class = getattr(transformers, architecture, None)
+    if model_class is None:
+        raise UnsupportedError(f"{folder}: transformers {transformers.__version__} has no architecture {architecture}")
+    module = _from_pretrained(model_class, folder, getattr(torch, dtype))
+    if module.main_input_name != "input_ids":
+        raise UnsupportedError(
+            f"{folder}: {architecture} takes {module.main_input_name}; loreg runs models of token ids"
+        )
+    return TorchModel(module.eval().requires_grad_(requires_grad=False), task, architecture, folder)
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The ``config.json`` of a model folder.
+
+    Raises:
+        NotFoundError: there is none.
+        InvalidInputError: it is not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"{folder}: no model folder, it has no config.json") from None
+    except ValueError as error:
+        raise InvalidInputError(f"{path}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InvalidInputError(f"{path}: not a JSON object")
+    return config
+
+
+def task_of(architecture: str, config: Mapping[str, Any], folder: Path) -> Task:
+    """What the architecture computes, by its name.
+
+    Raises:
+        UnsupportedError: the name tells no task that loreg runs, or the model has both encoder and decoder.
+    """
+    if config.get("is_encoder_decoder"):
+        raise UnsupportedError(f"{folder}: {architecture} has an encoder and a decoder, which loreg does not run")
+    for suffix, task in _TASKS.items():
+        if architecture.endswith(suffix):
+            return task
+    raise UnsupportedError(f"{folder}: {architecture} is none of {', '.join('*' + suffix for suffix in _TASKS)}")
+
+
+def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise UnsupportedError(f"{folder}: config.json names no architecture")
+    if "quantization_config" in config:
+        raise UnsupportedError(f"{folder}: a quantized checkpoint; loreg runs float checkpoints")
+    if (folder / "adapter_config.json").exists():
+        # transformers would load that adapter into the model without a word
+        raise UnsupportedError(f"{folder}: holds an adapter_config.json; a base model folder holds the base alone")
+    if not any(folder.glob("*.safetensors")):
+        raise UnsupportedError(f"{folder}: no safetensors file; loreg loads no pickled checkpoint")
+    return names[0]
+
+
+def _from_pretrained(model_class: Any, folder: Path, dtype: Any) -> Any:
+    """Load, and refuse weights that transformers would have drawn at random."""
+    options: dict[str, Any] = {
+        "local_files_only": True,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "dtype": dtype,
+        "attn_implementation": "eager",
+        "output_loading_info": True,
+    }
+    try:
+        with quiet():
+            module, info = model_class.from_pretrained(folder, **options)
+            if info["missing_keys"] and all(key.startswith("pooler.") for key in info["missing_keys"]):
+                module, info = model_class.from_pretrained(folder, add_pooling_layer=False, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, TypeError) as error:
+        raise InvalidInputError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InvalidInputError(f"{folder}: the checkpoint lacks {missing[0]} ({len(missing)} missing in all)")
+    return module
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something; the name of its class where none does."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line), type(error).__name__)
