@@ -1,1 +1,77 @@
-"""The command line."""
+"""The command line. Command modules import nothing heavy: packages that cost are imported when a command runs."""
+
+from __future__ import annotations
+
+import click
+
+from lora_registry import __version__
+from lora_registry.cli import (
+    audit,
+    completion,
+    convert,
+    doctor,
+    export,
+    formats,
+    history,
+    listing,
+    maintain,
+    merge,
+    pull,
+    push,
+    show,
+    tag,
+    verify,
+)
+
+_SECTIONS = {
+    "Registry": ("push", "pull", "list", "show", "tag", "log", "rm"),
+    "Adapters": ("audit", "convert", "formats"),
+    "Models": ("merge", "export", "verify"),
+    "Upkeep": ("gc", "fsck", "reindex", "doctor", "completion"),
+}
+
+
+class Main(click.Group):
+    """The root, which lists its commands by what they are about."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for each group of commands."""
+        for title, names in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(90)) for name in names])
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="loreg")
+def main() -> None:
+    """Keep, prove, convert, merge and export LoRA adapters.
+
+    Wherever a command takes ADAPTER it takes a registry reference (support/tone:1), a native file
+    (tone.loreg.safetensors) or a foreign folder (what PEFT's save_pretrained writes).
+
+    Exit codes: 0 done, 1 findings, 2 usage, 3 not found, 4 conflict, 5 not allowed, 6 network, 7 integrity,
+    8 invalid input, 9 inconclusive, 10 the machine (disk full, package missing).
+    """
+
+
+for _command in (
+    push.push,
+    pull.pull,
+    listing.list_,
+    show.show,
+    tag.tag,
+    tag.rm,
+    history.log,
+    audit.audit,
+    convert.convert,
+    formats.formats,
+    merge.merge,
+    export.export,
+    verify.verify,
+    maintain.gc,
+    maintain.fsck,
+    maintain.reindex,
+    doctor.doctor,
+    completion.completion,
+):
+    main.add_command(_command)

@@ -77,11 +77,17 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except LoregError:
         raise
-    except FileNotFoundError as error:
-        raise NotFoundError(f"no such file or folder: {error.filename or path}") from error
-    except PermissionError as error:
-        raise NotAllowedError(f"not allowed: {error.filename or path}") from error
     except OSError as error:
-        if error.errno in _FULL:
-            raise MachineError(f"{_FULL[error.errno]}: {path} was not written") from error
-        raise MachineError(f"{path}: {error.strerror or error}") from error
+        raise from_os_error(error, path) from error
+
+
+def from_os_error(error: OSError, path: Path | None = None) -> LoregError:
+    """The error of loreg that says what the operating system said."""
+    place = error.filename or path or "a file"
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"no such file or folder: {place}")
+    if isinstance(error, PermissionError):
+        return NotAllowedError(f"not allowed: {place}")
+    if error.errno in _FULL:
+        return MachineError(f"{_FULL[error.errno]}: {path or place} was not written")
+    return MachineError(f"{place}: {error.strerror or error}")

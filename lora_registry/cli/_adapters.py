@@ -1,0 +1,94 @@
+"""One argument for every way to name an adapter: a registry reference, a native file, a foreign folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from lora_registry.adapter import Adapter
+from lora_registry.convert.report import Report
+from lora_registry.errors import NotFoundError, UsageError
+from lora_registry.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An adapter and where it came from.
+
+    Attributes:
+        adapter: the adapter; its tensors are read when they are looked at.
+        source: what the user typed.
+        path: the native file, where there is one.
+        report: what the conversion did, where there was one.
+    """
+
+    adapter: Adapter
+    source: str
+    path: Path | None = None
+    report: Report | None = None
+
+
+def open_any(source: str, registry_home: str | None, format_name: str | None = None) -> Opened:
+    """Open what the user named.
+
+    An existing path wins over a reference; where both exist the request is refused, because guessing
+    would serve the wrong adapter in silence.
+
+    Raises:
+        NotFoundError: neither a path nor a reference.
+        UsageError: both.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        if not source.startswith((".", "/", "~")) and _known(source, registry_home):
+            raise UsageError(
+                f"{source!r} is a path here and a reference in the registry: write ./{source} for the path"
+            )
+        return open_path(path, format_name)
+    if source.startswith((".", "/", "~")):
+        raise NotFoundError(f"no such file or folder: {source}")
+    registry = Registry.open(registry_home)
+    return Opened(registry.load(source), source, path=registry.path(source))
+
+
+def open_path(path: Path, format_name: str | None = None) -> Opened:
+    """Open a native file or a foreign file or folder.
+
+    Args:
+        path: what to open.
+        format_name: the converter to use instead of the one that recognises the path.
+    """
+    from lora_registry.convert.discover import converter, detect
+    from lora_registry.format.reader import is_native, read_adapter
+
+    if format_name == "native" or (format_name is None and is_native(path)):
+        return Opened(read_adapter(path), str(path), path=path)
+    adapter, report = (detect(path) if format_name is None else converter(format_name)).read(path)
+    return Opened(adapter, str(path), report=report)
+
+
+def _known(source: str, registry_home: str | None) -> bool:
+    try:
+        Registry.open(registry_home).resolve(source)
+    except (NotFoundError, UsageError):
+        return False
+    return True
+
+
+class AdapterType(click.ParamType):
+    """A reference or a path; completes both."""
+
+    name = "adapter"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """References of the registry that begin as typed, then whatever paths the shell knows."""
+        home = ctx.params.get("registry_home")
+        references = (str(record.reference) for record in Registry.open(home).list())
+        known = [CompletionItem(reference) for reference in references if reference.startswith(incomplete)]
+        return [*known, CompletionItem(incomplete, type="file")]
+
+
+ADAPTER = AdapterType()

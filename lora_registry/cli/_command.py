@@ -1,0 +1,94 @@
+"""What every command does alike: ``--json``, errors as one line with an exit code, examples in the help."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from lora_registry.errors import InvalidInputError, LoregError, MachineError
+from lora_registry.format.files import from_os_error
+
+INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+_SHOWN = 20  # findings printed under an error; --json has them all
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A click command that turns :class:`LoregError` into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; see ``spec/adapter-format.md``, section 15, for the exit codes."""
+        try:
+            return super().invoke(ctx)
+        except LoregError as error:
+            failed = error
+        except MemoryError:
+            failed = MachineError("memory ran out")
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # The reader of a pipe went away (`loreg list | head`), which is its right.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+        except OSError as error:
+            failed = from_os_error(error)
+        show_error(failed, as_json=bool(ctx.params.get("as_json")))
+        ctx.exit(failed.exit_code)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the examples as they are typed, unwrapped."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                formatter.write_text("\b\n" + self.epilog.strip())
+
+
+def command(name: str, *, examples: str) -> Callable[[Function], Command]:
+    """Declare a command of loreg; ``examples`` are shell lines for the end of its help."""
+    return click.command(name, cls=Command, epilog=examples, short_help=None)
+
+
+def json_option(function: Function) -> Function:
+    """Add ``--json`` as the parameter ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
+
+
+def registry_option(function: Function) -> Function:
+    """Add ``--registry`` as the parameter ``registry_home``."""
+    return click.option(
+        "--registry",
+        "registry_home",
+        metavar="FOLDER",
+        help="The registry to use.  [env: LOREG_HOME; default: the user's data folder]",
+    )(function)
+
+
+def show_error(error: LoregError, *, as_json: bool) -> None:
+    """Print an error to stderr, findings below it."""
+    findings = error.findings if isinstance(error, InvalidInputError) else ()
+    if as_json:
+        record = {
+            "error": error.code,
+            "exit": error.exit_code,
+            "message": str(error),
+            "findings": [finding.to_json() for finding in findings],
+        }
+        click.echo(json.dumps(record, ensure_ascii=False), err=True)
+        return
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(str(error))}", err=True)
+    if len(findings) > 1:
+        for finding in findings[:_SHOWN]:
+            click.echo(f"  {printable(str(finding))}", err=True)
+        if len(findings) > _SHOWN:
+            click.echo(f"  … and {len(findings) - _SHOWN} more; --json lists them all", err=True)
+
+
+def printable(text: str) -> str:
+    """``text`` on one line with control characters made visible: names in foreign files are not to be trusted."""
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)

@@ -1,0 +1,54 @@
+"""Progress on a terminal, silence in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import click
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with what is done and what there is to do, in the unit of the task."""
+
+
+@contextmanager
+def progress(what: str, *, unit: str = "bytes", quiet: bool = False) -> Iterator[Progress | None]:
+    """Show a bar on stderr while the block runs; None where nobody would see it.
+
+    Args:
+        what: what is going on, in a few words.
+        unit: ``bytes`` shows sizes and rates, anything else shows counts.
+        quiet: show nothing even on a terminal.
+    """
+    if quiet or not click.get_text_stream("stderr").isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    counters = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+    columns = [TextColumn("{task.description}"), BarColumn(), *counters, TimeRemainingColumn()]
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def status(what: str, *, quiet: bool = False) -> Iterator[None]:
+    """Show a spinner on stderr while the block runs, for work that cannot say how far it is."""
+    if quiet or not click.get_text_stream("stderr").isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield

@@ -1,0 +1,39 @@
+"""``loreg export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lora_registry.cli._command import command, json_option
+from lora_registry.cli._output import print_fields, print_json
+from lora_registry.cli._progress import status
+
+
+@command(
+    "export",
+    examples="""
+loreg export ./base -o base.onnx
+loreg export ./base -o base.onnx --dtype F16
+""",
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .onnx file to write.")
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+@json_option
+def export(model: Path, output: Path, overwrite: bool, as_json: bool) -> None:
+    """Export a Hugging Face model folder to ONNX, with names that adapters can be merged by.
+
+    Decoders get KV cache inputs and outputs. The file says which initializer is which tensor of the
+    checkpoint, and holds no path of this machine.
+    """
+    from lora_registry.runtime.export import export_model
+
+    with status(f"exporting {model}", quiet=as_json):
+        report = export_model(model, output, overwrite=overwrite)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        click.echo(f"exported {click.style(str(output), bold=True)}")
+        print_fields(report.lines())

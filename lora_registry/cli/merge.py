@@ -1,0 +1,98 @@
+"""``loreg merge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_registry.cli._adapters import ADAPTER, open_any
+from lora_registry.cli._command import command, json_option, registry_option
+from lora_registry.cli._output import print_fields, print_json
+from lora_registry.cli._progress import progress
+
+if TYPE_CHECKING:
+    from lora_registry.merge.receipt import Receipt
+
+
+@command(
+    "merge",
+    examples="""
+loreg merge support/tone:1 --base ./base -o ./merged
+loreg merge support/tone:1 --base base.onnx -o merged.onnx
+loreg merge ./my-peft-adapter --base ./base -o ./merged --dtype F32
+""",
+)
+@click.argument("adapter", type=ADAPTER)
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Hugging Face folder, .safetensors file or .onnx file.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="What to write; must not exist.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="Checkpoint of an ONNX base, to find weights by value."
+)
+@click.option(
+    "--dtype", metavar="DTYPE", help="Write the merged tensors as this dtype, such as F32.  [default: as the base]"
+)
+@click.option(
+    "--tied",
+    type=click.Choice(["untie", "both", "error"]),
+    default="untie",
+    show_default=True,
+    help="When one of two tied tensors is a target: change only that one (what the unmerged adapter does), "
+    "both (what PEFT's merge does), or refuse.",
+)
+@click.option("--allow-new", is_flag=True, help="Let full tensors be added that the base does not have.")
+@click.option("--require-exact", is_flag=True, help="Refuse unless every fingerprint of the base agrees.")
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+@registry_option
+@json_option
+def merge(
+    adapter: str,
+    base: Path,
+    output: Path,
+    checkpoint: Path | None,
+    dtype: str | None,
+    tied: str,
+    allow_new: bool,
+    require_exact: bool,
+    overwrite: bool,
+    registry_home: str | None,
+    as_json: bool,
+) -> None:
+    """Write base + ADAPTER: a Hugging Face folder from a folder, an ONNX file from an ONNX file.
+
+    Every target is merged or nothing is written. A receipt beside the output names the inputs and outputs
+    by digest and says how much of each change survived the output dtype.
+    """
+    opened = open_any(adapter, registry_home)
+    with progress(f"merging into {output.name}", quiet=as_json) as advance:
+        if base.suffix == ".onnx":
+            from lora_registry.merge.onnx_model import merge_onnx
+
+            receipt = merge_onnx(
+                opened.adapter, base, output, base=checkpoint, tied=tied, allow_new=allow_new,
+                require_exact=require_exact, overwrite=overwrite, progress=advance,
+            )  # fmt: skip
+        else:
+            from lora_registry.merge.checkpoint import merge_checkpoint
+
+            receipt = merge_checkpoint(
+                opened.adapter, base, output, dtype=dtype, tied=tied, allow_new=allow_new,
+                require_exact=require_exact, overwrite=overwrite, progress=advance,
+            )  # fmt: skip
+    if as_json:
+        print_json(receipt.to_json())
+    else:
+        _print(receipt, output)
+
+
+def _print(receipt: Receipt, output: Path) -> None:
+    click.echo(f"merged into {click.style(str(output), bold=True)}")
+    print_fields(receipt.lines())
+    for warning in receipt.warnings:
+        click.echo(f"{click.style('warning', fg='yellow')}  {warning}", err=True)

@@ -1,0 +1,99 @@
+"""``loreg show``."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_registry.cli._adapters import ADAPTER, open_any
+from lora_registry.cli._command import command, json_option, registry_option
+from lora_registry.cli._output import plural, print_fields, print_json, print_table, size
+from lora_registry.cli._report import print_report
+
+if TYPE_CHECKING:
+    from lora_registry.adapter import Adapter, Json, Target
+
+
+@command(
+    "show",
+    examples="""
+loreg show support/tone:1
+loreg show ./my-peft-adapter --targets
+loreg show tone.loreg.safetensors --json
+""",
+)
+@click.argument("adapter", type=ADAPTER)
+@click.option("--from", "format_name", metavar="FORMAT", help="Read ADAPTER as this format instead of detecting it.")
+@click.option("--targets", is_flag=True, help="List every target instead of grouping them by name.")
+@registry_option
+@json_option
+def show(adapter: str, format_name: str | None, targets: bool, registry_home: str | None, as_json: bool) -> None:
+    """Show what an adapter is: its base, its targets and its identity. Reads the header only."""
+    from lora_registry.format.identity import content_digest
+
+    opened = open_any(adapter, registry_home, format_name)
+    content = content_digest(opened.adapter)
+    if as_json:
+        from lora_registry.format.document import to_document
+
+        document: Json = to_document(opened.adapter)
+        report = opened.report.to_json() if opened.report else None
+        print_json({"source": adapter, "content": str(content), "document": document, "conversion": report})
+        return
+    subject = opened.adapter
+    print_fields(
+        [
+            ("source", adapter),
+            ("title", subject.info.get("title")),
+            ("content", content),
+            ("base", " @ ".join(filter(None, (subject.base.name, subject.base.revision)))),
+            ("base license", subject.base.license),
+            ("license", subject.info.get("license")),
+            ("origin", " ".join(str(subject.origin[key]) for key in ("format", "version") if subject.origin.get(key))),
+            ("targets", f"{len(subject)}, of which {_fingerprinted(subject)} with a fingerprint of their base tensor"),
+            ("carries", f"{plural(subject.parameters, 'parameter')}, {size(_bytes(subject))}"),
+            ("dtypes", ", ".join(_dtypes(subject))),
+            ("requires", ", ".join(sorted(subject.requires_read))),
+            ("extensions", ", ".join(sorted(subject.extensions))),
+        ]
+    )
+    click.echo()
+    if targets:
+        rows = [(1, target.name, *_columns(target)) for target in subject]
+    else:
+        grouped = Counter((_family(target.name), *_columns(target)) for target in subject)
+        rows = [(count, *group) for group, count in grouped.items()]
+    columns = ("count", "target", "kind", "shape", "rank", "scale", "with")
+    print_table(columns, rows, right=("count", "rank", "scale"))
+    print_report(opened.report)
+
+
+def _columns(target: Target) -> tuple[str, str, str, str, str]:
+    """Kind, shape by axis, rank, scale and the roles beyond A and B."""
+    shape = "x".join(map(str, target.shape)) if target.shape is not None else "?"
+    layout = f" ({','.join(target.layout)})" if target.layout else ""
+    rank = target.rank
+    extras = sorted(set(target.tensors) - {"A", "B"})
+    scale = f"{target.scale:g}" if rank is not None or "delta" in target.tensors else "-"
+    return target.kind.value, shape + layout, "-" if rank is None else str(rank), scale, ", ".join(extras) or "-"
+
+
+def _family(name: str) -> str:
+    """``model.layers.*.q_proj.weight`` for the same tensor of every layer."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def _fingerprinted(adapter: Adapter) -> int:
+    return sum(target.fingerprint is not None for target in adapter)
+
+
+def _bytes(adapter: Adapter) -> int:
+    return sum(tensor.nbytes for target in adapter for tensor in target.tensors.values())
+
+
+def _dtypes(adapter: Adapter) -> Iterable[str]:
+    return sorted({tensor.dtype for target in adapter for tensor in target.tensors.values()})
