@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lora_registry.errors import InvalidInputError, UnsupportedError
+from lora_registry.ops.arrays import Array
 
 
 def byte_range(tensor: ir.ExternalTensor) -> tuple[int, int]:
@@ -65,7 +66,7 @@ class DataFiles:
             raise InvalidInputError(f"{where} lies at {location!r}, a link that leaves the folder of the model")
         return path
 
-    def array(self, tensor: ir.ExternalTensor) -> np.ndarray:
+    def array(self, tensor: ir.ExternalTensor) -> Array:
         """The elements of ``tensor``, a read-only window of the mapped file."""
         dtype = tensor.dtype.numpy()
         if tensor.dtype.bitwidth % 8:
@@ -75,7 +76,8 @@ class DataFiles:
         if begin == end:
             return np.zeros(shape, dtype)
         window = np.frombuffer(self._map(self.path(tensor)), np.uint8, end - begin, begin)
-        return window.view(dtype).reshape(shape)
+        array: Array = window.view(dtype).reshape(shape)
+        return array
 
     def _map(self, path: Path) -> mmap.mmap:
         if path not in self._maps:

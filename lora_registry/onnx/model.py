@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
-
 from lora_registry.dtypes import BY_ONNX
 from lora_registry.errors import InvalidInputError, MissingPackageError, NotFoundError, UnsupportedError
 from lora_registry.format.files import storage_errors
@@ -23,9 +21,10 @@ try:
 except ModuleNotFoundError as missing:
     raise MissingPackageError(missing.name or "onnx", "onnx") from missing
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from lora_registry.onnx.external import DataFiles
+from lora_registry.ops.arrays import Array
 
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 """Storage dtypes that a merge writes into; everything else is a quantised form."""
@@ -89,14 +88,14 @@ class OnnxModel:
         return shape_of(self.initializers[name])
 
     def dtype(self, name: str) -> str:
-        """safetensors name of the element type of the initializer ``name``; its ONNX name where there is none."""
+        """Element type of the initializer ``name``: safetensors' name, or ONNX's where safetensors has none."""
         return dtype_of(self.initializers[name])
 
-    def array(self, name: str) -> np.ndarray:
+    def array(self, name: str) -> Array:
         """The elements of the initializer ``name``; a window of its file where it is external."""
         return self.values(self.initializers[name])
 
-    def values(self, value: ir.Value) -> np.ndarray:
+    def values(self, value: ir.Value) -> Array:
         """The elements of the initializer ``value``."""
         tensor = value.const_value
         if tensor is None:
@@ -104,9 +103,10 @@ class OnnxModel:
         if isinstance(tensor, ir.ExternalTensor):
             return self.data.array(tensor)
         try:
-            return tensor.numpy()
+            array: Array = tensor.numpy()
         except (ValueError, TypeError) as error:
             raise InvalidInputError(f"{self.path}: the data of {value.name!r} do not fit its shape") from error
+        return array
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -133,7 +133,7 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
 
 
 def dtype_of(value: ir.Value) -> str:
-    """safetensors name of an initializer's element type, or its ONNX name where safetensors has none."""
+    """Name, as safetensors has it, of an initializer's element type, or its ONNX name where safetensors has none."""
     tensor = value.const_value
     if tensor is None:
         return "UNDEFINED"

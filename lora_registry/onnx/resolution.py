@@ -1,0 +1,134 @@
+"""What resolving finds out about one target, with the evidence for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from lora_registry.adapter import Json, Target
+from lora_registry.onnx.model import OnnxModel, dtype_of, shape_of
+from lora_registry.onnx.sites import Site
+from lora_registry.onnx.values import oriented, swap
+from lora_registry.ops.arrays import Array
+
+TiedPolicy: TypeAlias = Literal["untie", "both", "error"]
+"""What happens to a tensor that is read both as embedding rows and as the matrix of the head: only the use
+that the target names changes, both change, or the merge is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """One initializer that holds the tensor of a target.
+
+    Attributes:
+        value: the initializer.
+        transposed: whether its two last axes are swapped, compared with the checkpoint.
+        sites: the uses that the target changes.
+        shared: whether it has other uses, which must go on reading the old values.
+    """
+
+    value: ir.Value
+    transposed: bool
+    sites: tuple[Site, ...]
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Where the tensor of a target is in the graph.
+
+    Attributes:
+        target: the target.
+        carriers: the initializers that hold it, all with the same values; none for a bias that an optimizer
+            removed because it was zero.
+        open_gemms: the Gemm nodes that get that bias as a new input.
+        rules: ids of the rules that agree.
+        tied: whether the tensor is also read in its other role, as embedding rows or as the head's matrix.
+    """
+
+    target: Target
+    carriers: tuple[Carrier, ...]
+    open_gemms: tuple[ir.Node, ...]
+    rules: tuple[str, ...]
+    tied: bool
+
+    def evidence(self) -> dict[str, Json]:
+        """What people and receipts are told: initializers, orientation, uses, rules."""
+        return {
+            "rules": list(self.rules),
+            "tied": self.tied,
+            "initializers": [
+                {
+                    "name": carrier.value.name,
+                    "transposed": carrier.transposed,
+                    "shared": carrier.shared,
+                    "sites": [{"node": site.node, "operator": site.operator} for site in carrier.sites],
+                }
+                for carrier in self.carriers
+            ]
+            + [
+                {
+                    "name": None,
+                    "transposed": False,
+                    "shared": False,
+                    "sites": [{"node": node.name, "operator": "Gemm input 2"}],
+                }
+                for node in self.open_gemms
+            ],
+        }
+
+
+class ResolvedBase:
+    """The tensors that an adapter touches, as a checkpoint would show them: by target name, in its orientation.
+
+    Implements what :mod:`lora_registry.merge.fit` asks of a base model.
+    """
+
+    kind = "onnx"
+
+    def __init__(self, model: OnnxModel, resolutions: tuple[Resolution, ...]) -> None:
+        self._model = model
+        self._resolutions = {resolution.target.name: resolution for resolution in resolutions}
+        self.path = model.path
+        self.ties: dict[str, str] = {}
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the resolved targets."""
+        return tuple(self._resolutions)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Axis lengths in the checkpoint's orientation."""
+        resolution = self._resolutions[name]
+        if not resolution.carriers:
+            return _bias_shape(resolution)
+        carrier = resolution.carriers[0]
+        shape = shape_of(carrier.value)
+        return swap(shape) if carrier.transposed else shape
+
+    def dtype(self, name: str) -> str:
+        """Name, as safetensors has it, of the element type."""
+        resolution = self._resolutions[name]
+        if not resolution.carriers:
+            return dtype_of(_matrix(resolution))
+        return dtype_of(resolution.carriers[0].value)
+
+    def array(self, name: str) -> Array:
+        """The elements in the checkpoint's orientation; a view of the mapped file where there is one."""
+        resolution = self._resolutions[name]
+        if not resolution.carriers:
+            return np.zeros(_bias_shape(resolution), _matrix(resolution).const_value.dtype.numpy())
+        carrier = resolution.carriers[0]
+        return oriented(self._model.values(carrier.value), carrier.transposed)
+
+
+def _matrix(resolution: Resolution) -> ir.Value:
+    return resolution.open_gemms[0].inputs[1]
+
+
+def _bias_shape(resolution: Resolution) -> tuple[int, ...]:
+    gemm = resolution.open_gemms[0]
+    swapped = gemm.attributes.get("transB")
+    return (shape_of(_matrix(resolution))[0 if swapped is not None and swapped.as_int() else 1],)

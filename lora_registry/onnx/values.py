@@ -1,0 +1,77 @@
+"""The resolver's rule that goes by values: an initializer is the tensor whose numbers it holds.
+
+Works for every exporter, as long as the base checkpoint is at hand and the weights are not quantised.
+Values are compared bit for bit, after the one rounding that casting to the initializer's dtype makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from lora_registry.dtypes import BY_NUMPY
+from lora_registry.onnx.model import FLOATING, OnnxModel, dtype_of, shape_of
+from lora_registry.ops.arrays import Array, round_to
+
+_SAMPLES = 61  # elements compared before all of them are; a prime, so that no axis length is a multiple of it
+
+
+class Checkpoint(Protocol):
+    """The part of an opened base checkpoint that resolving needs."""
+
+    def names(self) -> Iterable[str]:
+        """Names of its tensors."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Axis lengths."""
+
+    def array(self, name: str) -> Array:
+        """Elements, lazily."""
+
+
+def swap(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """``shape`` with its two last axes swapped; as it is where it has fewer."""
+    return (*shape[:-2], shape[-1], shape[-2]) if len(shape) > 1 else shape
+
+
+def oriented(array: Array, transposed: bool) -> Array:
+    """A view of ``array`` with its two last axes swapped, if ``transposed``."""
+    return np.swapaxes(array, -1, -2) if transposed and array.ndim > 1 else array
+
+
+def cast(array: Array, dtype: str) -> Array:
+    """``array`` in the element type ``dtype``, rounded once; as it is where it has that type already."""
+    named = BY_NUMPY.get(array.dtype.name)
+    if named is not None and named.name == dtype:
+        return array
+    return round_to(array.astype(np.float64 if array.dtype == np.float64 else np.float32), dtype)
+
+
+def same_values(one: Array, other: Array) -> bool:
+    """Whether two arrays hold the same bits; a few elements first, since most pairs differ there."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    word = np.dtype(f"u{one.dtype.itemsize}")
+    one, other = one.view(word), other.view(word)
+    if one.size > _SAMPLES:
+        places = np.unravel_index(np.linspace(0, one.size - 1, _SAMPLES, dtype=np.int64), one.shape)
+        if not np.array_equal(one[places], other[places]):
+            return False
+    return np.array_equal(one, other)
+
+
+def carriers_of(model: OnnxModel, array: Array) -> Iterator[tuple[str, bool]]:
+    """Initializers that hold ``array`` cast to their dtype: name, and whether with its two last axes swapped."""
+    casts: dict[str, Array] = {}
+    for name, value in model.initializers.items():
+        dtype, shape = dtype_of(value), shape_of(value)
+        if dtype not in FLOATING or shape not in (array.shape, swap(array.shape)):
+            continue
+        wanted = casts.setdefault(dtype, cast(array, dtype)) if dtype not in casts else casts[dtype]
+        held = model.values(value)
+        for transposed in (False, True) if array.ndim > 1 else (False,):
+            if same_values(oriented(held, transposed), wanted):
+                yield name, transposed
+                break
