@@ -58,7 +58,7 @@ def from_array(array: Array) -> Tensor:
 
 def as_bytes(array: Array) -> memoryview:
     """The bytes of a row-major array. ml_dtypes' types export no buffer themselves, hence the view."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def round_to(array: Array, name: str) -> Array:

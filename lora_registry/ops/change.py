@@ -76,7 +76,8 @@ def delta(target: Target) -> Array:
         raise UnsupportedError(f"{target.name}: a {target.kind} target replaces values, it adds no change")
     assert target.shape is not None  # R-024: only tokens may leave it out
     left, right = _factors(target, np.dtype(np.float32))
-    return np.matmul(left, right).reshape(target.shape)
+    change: Array = np.matmul(left, right)
+    return change.reshape(target.shape)
 
 
 def _widened(array: Array) -> Array:
@@ -89,7 +90,7 @@ def _scaled(target: Target, role: str, dtype: np.dtype[np.floating]) -> Array:
 
 
 def _factors(target: Target, dtype: np.dtype[np.floating]) -> tuple[Array, Array]:
-    """left (matrices, rows, r) and right (matrices, r, columns) of the stored tensor."""
+    """The two matrices of the kernel: left (matrices, rows, r) and right (matrices, r, columns)."""
     if target.groups != 1:
         raise UnsupportedError(
             f"{target.name}: a grouped conv ({target.groups} groups) cannot be merged: its factors connect every "
@@ -266,6 +267,6 @@ class RowMerger:
         if bad.any():
             where = start + int(np.argmax(bad))
             raise InvalidInputError(
-                f"{self.target.name}: the merged weight is not finite at element {where} (row {where // self._columns}) "
-                "although the base is; the adapter is broken"
+                f"{self.target.name}: the merged weight is not finite at element {where} "
+                f"(row {where // self._columns}) although the base is; the adapter is broken"
             )

@@ -16,7 +16,7 @@ from lora_registry.ops.arrays import Array
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """What became of one tensor's change. With W the base, D the wanted change and D' the one written:
+    """What became of one tensor's change, with W the base, D the wanted change and D' the one written.
 
     Attributes:
         relative_error: ‖D' - D‖ / ‖D‖; 0 is perfect, 1 means that the change is gone.
