@@ -1,0 +1,51 @@
+"""PEFT adapters that change something: every trainable number is random, B and magnitudes included."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftMixedModel, PeftModel, get_peft_model
+
+
+def make_peft_adapter(
+    model: torch.nn.Module, config: PeftConfig, folder: Path, *, seed: int = 0, size: float = 0.2
+) -> PeftModel | PeftMixedModel:
+    """Wrap ``model``, make each trained tensor random, save to ``folder``, and return the wrapped model.
+
+    Args:
+        model: the base; PEFT changes it in place.
+        config: any PEFT configuration, ``LoraConfig`` as a rule.
+        folder: where ``adapter_config.json`` and ``adapter_model.safetensors`` go.
+        seed: the same seed gives the same adapter.
+        size: standard deviation of what is added to each trained tensor.
+    """
+    with peft_warnings_off():
+        wrapped = get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
+    wrapped.peft_config["default"].base_model_name_or_path = "tests/tiny"
+    with peft_warnings_off():
+        wrapped.save_pretrained(folder, save_embedding_layers=False)
+    return wrapped.eval()
+
+
+def merged_state(wrapped: PeftModel) -> dict[str, torch.Tensor]:
+    """What PEFT's own ``merge_and_unload`` makes of the base: its ``state_dict``, without a second name for ties."""
+    with peft_warnings_off():
+        merged = wrapped.merge_and_unload()
+    return {name: tensor.detach().clone() for name, tensor in merged.state_dict().items()}
+
+
+@contextmanager
+def peft_warnings_off() -> Iterator[None]:
+    """PEFT warns about tied layers and Conv1D as it goes; the tests know."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
