@@ -1,0 +1,211 @@
+"""Base models, opened lazily: headers are read and checked, tensors are windows of memory-mapped files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from lora_registry.adapter import Json
+from lora_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
+from lora_registry.format.canonical import JsonError, decode
+from lora_registry.format.container import Container, Entry, open_container
+from lora_registry.merge.ties import find_ties
+from lora_registry.ops.arrays import Array, to_array
+
+STEMS = ("model", "diffusion_pytorch_model")
+"""What transformers and diffusers call their weights, without the suffix."""
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Suffixes of weights that are programs: loading them can run anything."""
+
+
+class BaseModel(Protocol):
+    """What fitting an adapter needs to know of a base model."""
+
+    @property
+    def path(self) -> Path:
+        """The folder or file."""
+
+    @property
+    def kind(self) -> str:
+        """``safetensors`` or ``onnx``."""
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Name of a tensor that shares another's values to the name of that other."""
+
+    def names(self) -> Iterable[str]:
+        """Names of the tensors that are stored."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Axis lengths as stored."""
+
+    def dtype(self, name: str) -> str:
+        """Element type by safetensors' name."""
+
+    def array(self, name: str) -> Array:
+        """The elements; nothing is read before somebody looks at them."""
+
+
+class Checkpoint:
+    """A safetensors checkpoint: a Hugging Face folder, sharded or not, or one file.
+
+    Attributes:
+        path: the folder, or the file.
+        index: the file of ``weight_map`` where the checkpoint is sharded.
+        shards: file name to its open container, in the order of the names.
+        places: tensor name to the name of the file that holds it.
+        config: ``config.json`` of the folder; empty where there is none.
+    """
+
+    kind = "safetensors"
+
+    def __init__(self, path: Path, shards: Mapping[str, Container], index: Path | None, config: dict[str, Json]):
+        self.path = path
+        self.index = index
+        self.shards = shards
+        self.config = config
+        self.places: dict[str, str] = {}
+        for file, container in shards.items():
+            for name in container.entries:
+                if name in self.places:
+                    raise InvalidInputError(f"{path}: {name!r} is both in {self.places[name]} and in {file}")
+                self.places[name] = file
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the checkpoint is a folder and not one file."""
+        return self.path.is_dir()
+
+    @cached_property
+    def ties(self) -> Mapping[str, str]:
+        """Tensors that share the values of another; see :mod:`lora_registry.merge.ties`."""
+        return find_ties(self, self.config)
+
+    def names(self) -> Iterable[str]:
+        """Names of the tensors that are stored."""
+        return self.places
+
+    def entry(self, name: str) -> Entry:
+        """Where a tensor lies in its file; KeyError where there is none of that name."""
+        return self.shards[self.places[name]].entries[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Axis lengths as stored."""
+        return self.entry(name).shape
+
+    def dtype(self, name: str) -> str:
+        """Element type by safetensors' name."""
+        return self.entry(name).dtype
+
+    def array(self, name: str) -> Array:
+        """The elements, as a window of the memory-mapped file."""
+        return to_array(self.shards[self.places[name]].tensor(name))
+
+
+def open_base(path: str | Path) -> Checkpoint:
+    """Open a safetensors base model and check every header against its file.
+
+    Args:
+        path: a Hugging Face folder (``model.safetensors``, or shards with ``model.safetensors.index.json``;
+            diffusers' names too), or one ``.safetensors`` file. ONNX models have their own reader,
+            :class:`lora_registry.onnx.model.OnnxModel`, because their tensors are found by other means.
+
+    Raises:
+        NotFoundError: there is nothing at ``path``.
+        InvalidInputError: a shard is missing or truncated, the index and the shards disagree, a name occurs
+            twice, or there are no weights.
+        UnsupportedError: the weights are pickled, or in another format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise NotFoundError(f"no such file or folder: {path}")
+    if path.name.endswith(".safetensors.index.json"):
+        return _open_folder(path.parent)
+    if path.suffix != ".safetensors":
+        raise UnsupportedError(f"{path}: not a safetensors file, and not a folder of them")
+    return Checkpoint(path, {path.name: open_container(path)}, None, {})
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    single = [folder / f"{stem}.safetensors" for stem in STEMS if (folder / f"{stem}.safetensors").is_file()]
+    index = [path for stem in STEMS if (path := folder / f"{stem}.safetensors.index.json").is_file()]
+    if len(single) + len(index) > 1:
+        found = " and ".join(path.name for path in single + index)
+        raise InvalidInputError(f"{folder}: {found} are both there; which one is the model?")
+    if single:
+        return Checkpoint(folder, {single[0].name: open_container(single[0])}, None, read_config(folder))
+    if index:
+        return _open_sharded(folder, index[0])
+    raise _no_weights(folder)
+
+
+def _no_weights(folder: Path) -> InvalidInputError:
+    names = sorted(path.name for path in folder.iterdir())
+    if "adapter_config.json" in names:
+        return InvalidInputError(f"{folder}: an adapter, not a base model")
+    pickled = [name for name in names if name.endswith(PICKLED)]
+    if pickled:
+        return UnsupportedError(
+            f"{folder}: only pickled weights ({pickled[0]}), which loreg does not load: reading them can run any "
+            "program; save the model with save_pretrained() of transformers first"
+        )
+    wanted = " or ".join(f"{stem}.safetensors[.index.json]" for stem in STEMS)
+    return InvalidInputError(f"{folder}: no {wanted} in this folder")
+
+
+def _open_sharded(folder: Path, index: Path) -> Checkpoint:
+    weight_map = read_weight_map(index)
+    shards: dict[str, Container] = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file:
+            raise InvalidInputError(f"{index}: {file!r} is not the name of a file in this folder")
+        if not (folder / file).is_file():
+            count = sum(1 for place in weight_map.values() if place == file)
+            raise InvalidInputError(f"{folder}: shard {file} is missing; {index.name} places {count} tensors in it")
+        shards[file] = open_container(folder / file)
+    checkpoint = Checkpoint(folder, shards, index, read_config(folder))
+    for name, file in weight_map.items():
+        if checkpoint.places.get(name) != file:
+            raise InvalidInputError(f"{index}: {name!r} is not in {file}")
+    return checkpoint
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """The ``weight_map`` of an index file: tensor name to file name.
+
+    Raises:
+        InvalidInputError: the file is no index.
+    """
+    try:
+        document = decode(index.read_bytes())
+    except JsonError as error:
+        raise InvalidInputError(f"{index}: {error}") from None
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise InvalidInputError(f"{index}: no weight_map from tensor names to file names")
+    return {name: str(file) for name, file in weight_map.items()}
+
+
+def read_config(folder: Path) -> dict[str, Json]:
+    """``config.json`` of ``folder``; empty where there is none.
+
+    Raises:
+        InvalidInputError: it is there, and is no JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        # Not the strict reader: transformers itself writes Infinity into some configurations.
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InvalidInputError(f"{path}: not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InvalidInputError(f"{path}: not a JSON object")
+    return config

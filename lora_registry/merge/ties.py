@@ -1,0 +1,108 @@
+"""Tied tensors: one set of values under two names, of which a checkpoint usually stores one.
+
+An adapter may change one of the two and not the other. What then happens to the tie is a decision
+(``spec/decisions``), never an accident: PEFT issue 2018 and transformers issue 45127 are two of the
+accidents.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from lora_registry.adapter import Json
+from lora_registry.ops.arrays import Array
+
+FLAG = "tie_word_embeddings"
+
+_DECODER_PAIRS = (
+    (re.compile(r"(?:model\.)?(?:language_model\.|decoder\.)?embed_tokens\.weight"), "lm_head.weight"),
+    (re.compile(r"(?:model\.)?shared\.weight"), "lm_head.weight"),
+    (re.compile(r"(?:transformer\.)?(?:wte|word_embeddings|embd)\.weight"), "lm_head.weight"),
+    (re.compile(r"(?:gpt_neox\.)?embed_in\.weight"), "embed_out.weight"),
+    (re.compile(r"language_model\.model\.embed_tokens\.weight"), "language_model.lm_head.weight"),
+)
+_ENCODER_INPUT = re.compile(r"(?:\w+\.)?embeddings\.word_embeddings\.weight")
+_ENCODER_HEADS = (
+    ("cls.predictions.", "cls.predictions.decoder.weight"),
+    ("lm_head.dense.", "lm_head.decoder.weight"),
+)
+"""Names of the input embedding and of the output embedding that may share its values (transformers 5.23)."""
+
+_WITH_HEAD = re.compile(r"CausalLM|LMHead|ConditionalGeneration|MaskedLM|PreTraining|Seq2SeqLM")
+
+
+class Tensors(Protocol):
+    """The part of a base model that ties are found in."""
+
+    def names(self) -> Iterable[str]:
+        """Names of the tensors that are stored."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Axis lengths as stored."""
+
+    def array(self, name: str) -> Array:
+        """The elements."""
+
+
+def find_ties(base: Tensors, config: Mapping[str, Json]) -> dict[str, str]:
+    """The output embedding that shares the input embedding's values: its name to that of the input embedding.
+
+    A flag in the configuration decides where there is one. Where there is none, its default depends on the
+    architecture, so the tensors decide: the output embedding of a model with a language-modeling head that
+    is not stored must come from the input embedding, and one that is stored is tied if its values are equal.
+    """
+    flag = tie_flag(config)
+    pair = None if flag is False else _pair(frozenset(base.names()), config)
+    if pair is None:
+        return {}
+    source, output = pair
+    if output in base.names() and (
+        base.shape(output) != base.shape(source) or (flag is None and not _equal(base, output, source))
+    ):
+        return {}
+    return {output: source}
+
+
+def _pair(names: frozenset[str], config: Mapping[str, Json]) -> tuple[str, str] | None:
+    """The input embedding that is stored, and the name of the output embedding that the model has."""
+    architectures = config.get("architectures")
+    headless = isinstance(architectures, list) and not any(_WITH_HEAD.search(str(name)) for name in architectures)
+    for name in sorted(names):
+        for pattern, output in _DECODER_PAIRS:
+            if pattern.fullmatch(name) and (not headless or output in names):
+                return name, output
+        if _ENCODER_INPUT.fullmatch(name):
+            for prefix, output in _ENCODER_HEADS:
+                if any(other.startswith(prefix) for other in names):
+                    return name, output
+    return None
+
+
+def tie_flag(config: Mapping[str, Json]) -> bool | None:
+    """``tie_word_embeddings`` of a configuration, or of the text part of a multi-modal one; None where absent."""
+    for part in (config, config.get("text_config")):
+        if isinstance(part, Mapping) and isinstance(part.get(FLAG), bool):
+            return bool(part[FLAG])
+    return None
+
+
+def untied(config: Mapping[str, Json]) -> dict[str, Json]:
+    """A copy of ``config`` that says that the embeddings are not tied, wherever it says anything about it."""
+    result = dict(config)
+    text = result.get("text_config")
+    if isinstance(text, dict) and FLAG in text:
+        result["text_config"] = {**text, FLAG: False}
+        if FLAG not in result:
+            return result
+    result[FLAG] = False
+    return result
+
+
+def _equal(base: Tensors, first: str, second: str) -> bool:
+    a, b = base.array(first), base.array(second)
+    if a.dtype != b.dtype:
+        return False
+    rows = max(1, (1 << 20) * a.shape[0] // max(1, a.size))
+    return all(a[i : i + rows].tobytes() == b[i : i + rows].tobytes() for i in range(0, a.shape[0], rows))
