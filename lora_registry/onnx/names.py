@@ -13,7 +13,7 @@ Behaviour of the exporters as of torch 2.13 and onnxscript 0.7.
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -52,6 +52,7 @@ class Names:
     Attributes:
         sites: name of every initializer to its uses.
         manifest: tensor name to hits, by loreg's own note.
+        tenants: initializer to the number of tensors that it holds by that note.
         exporter: tensor name to hits, by the three rules that read an exporter's notes.
         computed: tensor name to the constants into which an optimizer computed it, with other tensors.
         quantized: tensor name to the operator that holds it in quantised form.
@@ -65,6 +66,7 @@ class Names:
             name: sites_of(value) for name, value in model.initializers.items()
         }
         self.manifest = _by_name(manifest_hits(model))
+        self.tenants = Counter(str(hit.value.name) for hits in self.manifest.values() for hit in hits)
         self.exporter = _by_name(hit for rule in EXPORTER_RULES for hit in rule(model, self.sites))
         self.computed = _computed(model)
         self.quantized = _quantized(self.sites)

@@ -191,6 +191,10 @@ class _Resolver:
         ]
         return [candidate for candidate in found if _may_hold(target, candidate.value)]
 
+    def _sole_in_manifest(self, acting: Sequence[_Candidate]) -> bool:
+        """Whether loreg's own note says that the one initializer in question holds this tensor and no other."""
+        return len(acting) == 1 and self._names.tenants[acting[0].name] == 1
+
     def _unique_in_base(self, target: Target) -> bool:
         """Whether the base checkpoint shows that no other of its tensors holds the same values."""
         name = self._base_names.get(target.name)
@@ -198,7 +202,11 @@ class _Resolver:
             return False
         array, shape = self._base.array(name), self._base.shape(name)
         for other in self._base.names():
-            if other == name or self._base.shape(other) not in (shape, swap(shape)):
+            if (
+                other == name
+                or self._base.ties.get(other) == name
+                or self._base.shape(other) not in (shape, swap(shape))
+            ):
                 continue
             held = self._base.array(other)
             if any(same_values(oriented(held, swapped), array) for swapped in (False, True)):
@@ -244,7 +252,7 @@ class _Resolver:
         if not acting:
             self._require_reads(target, [s for c in candidates for s in self._names.sites[c.name]], reads)
             raise _RefusalError(NOT_FOUND, f"nothing reads the initializer {candidates[0].name!r}")
-        several = sum(len(candidate.mine) for candidate in acting) > 1
+        several = sum(len(candidate.mine) for candidate in acting) > 1 and not self._sole_in_manifest(acting)
         if several and self._tied != "both" and not self._unique_in_base(target):
             uses = ", ".join(site.node or site.operator for candidate in acting for site in candidate.mine)
             raise _RefusalError(AMBIGUOUS, f"several operators read it, and no note says which are its own: {uses}")
@@ -259,7 +267,7 @@ class _Resolver:
             if site.read not in reads:
                 raise _RefusalError(
                     OPAQUE,
-                    f"{site.operator} ({site.node or 'unnamed'}) reads it as {site.read}; the adapter's kind is {target.kind}",
+                    f"{site.operator} ({site.node or 'unnamed'}) reads it as {site.read}, not as {target.kind}",
                 )
 
     # -- orientation ----------------------------------------------------------------------------------------
@@ -392,10 +400,10 @@ def _names_in(base: Checkpoint | None, wanted: Sequence[str]) -> dict[str, str]:
     """Target name to tensor name in ``base``, under one prefix."""
     if base is None:
         return {}
-    names = set(base.names())
-    prefix = uniform_prefix(wanted, names) or Prefix()
+    stored = {**{name: name for name in base.names()}, **base.ties}
+    prefix = uniform_prefix(wanted, stored) or Prefix()
     pairs = ((name, prefix.apply(name)) for name in wanted)
-    return {name: found for name, found in pairs if found is not None and found in names}
+    return {name: stored[found] for name, found in pairs if found is not None and found in stored}
 
 
 def _may_hold(target: Target, value: ir.Value) -> bool:

@@ -6,7 +6,7 @@ Values are compared bit for bit, after the one rounding that casting to the init
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,10 @@ _SAMPLES = 61  # elements compared before all of them are; a prime, so that no a
 
 class Checkpoint(Protocol):
     """The part of an opened base checkpoint that resolving needs."""
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Name of a tensor that shares another's values to the name of that other."""
 
     def names(self) -> Iterable[str]:
         """Names of its tensors."""
