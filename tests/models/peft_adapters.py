@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftConfig, PeftMixedModel, PeftModel, get_peft_model
 
@@ -36,11 +37,15 @@ def make_peft_adapter(
     return wrapped.eval()
 
 
-def merged_state(wrapped: PeftModel) -> dict[str, torch.Tensor]:
-    """What PEFT's own ``merge_and_unload`` makes of the base: its ``state_dict``, without a second name for ties."""
+def merged_model(wrapped: PeftModel | PeftMixedModel) -> torch.nn.Module:
+    """What PEFT's own ``merge_and_unload`` makes of the base; ``wrapped`` is used up."""
     with peft_warnings_off():
-        merged = wrapped.merge_and_unload()
-    return {name: tensor.detach().clone() for name, tensor in merged.state_dict().items()}
+        return wrapped.merge_and_unload()
+
+
+def arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """A copy of the ``state_dict``; tied tensors stand in it under each of their names."""
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
 
 
 @contextmanager
