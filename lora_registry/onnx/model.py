@@ -73,15 +73,20 @@ class OnnxModel:
                 raise InvalidInputError(f"{path}: not an ONNX model, or cut short") from None
             if not proto.HasField("graph") or not proto.ir_version:
                 raise InvalidInputError(f"{path}: not an ONNX model: it holds no graph")
+            _check_offsets(path, proto.graph)
             try:
                 model = ir.serde.deserialize_model(proto)
             except (ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
-                first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise InvalidInputError(f"{path}: the graph cannot be read: {first_line}") from error
+                raise InvalidInputError(f"{path}: the graph cannot be read: {_reason(error)}") from error
             data = DataFiles(path)
             for tensor in external_tensors(model):
                 data.check(tensor)
         return cls(path, model, data)
+
+    def files(self) -> tuple[Path, ...]:
+        """The ``.onnx`` and the data files that it points to."""
+        data = {self.data.path(tensor) for tensor in external_tensors(self.ir)}
+        return (self.path, *sorted(data))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Axis lengths of the initializer ``name``."""
@@ -107,6 +112,21 @@ class OnnxModel:
         except (ValueError, TypeError) as error:
             raise InvalidInputError(f"{self.path}: the data of {value.name!r} do not fit its shape") from error
         return array
+
+
+def _check_offsets(path: Path, graph: onnx.GraphProto) -> None:
+    """Refuse offsets and lengths that are no natural numbers, which onnx_ir reports as something else."""
+    for tensor in graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key in ("offset", "length") and not (entry.value.isascii() and entry.value.isdecimal()):
+                raise InvalidInputError(f"{path}: the external data of {tensor.name!r} has {entry.key} {entry.value!r}")
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the exception that started a chain: onnx_ir wraps each in what it was doing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:

@@ -29,6 +29,9 @@ AMBIGUOUS, TIED, COMPUTED, OTHER_VALUES = "O-006", "O-007", "O-008", "O-009"
 
 _UNSUPPORTED = frozenset({QUANTIZED, OPAQUE, COMPUTED})
 
+VALUE_MATCH = "value-match"
+"""Id of the rule that goes by the values of the base checkpoint."""
+
 READS: Mapping[Kind, frozenset[Read]] = {
     Kind.LINEAR: frozenset({Read.MATRIX}),
     Kind.EXPERTS: frozenset({Read.MATRIX}),
@@ -135,7 +138,7 @@ class _Resolver:
         self._base_names = base_names if base_names is not None else _names_in(base, wanted)
 
     def resolve(self, target: Target) -> Resolution:
-        exported = self._by_exporter.apply(target.name) if self._by_exporter is not None else None
+        exported = self._exported(target.name)
         module = exported.rpartition(".")[0] if exported is not None else None
         if exported is not None and exported in self._names.computed:
             constants = ", ".join(self._names.computed[exported])
@@ -155,6 +158,12 @@ class _Resolver:
         is_tied, carriers = self._carriers(target, acting, candidates)
         rules = sorted(set().union(*(candidate.rules for candidate in acting)))
         return Resolution(target, carriers, (), tuple(rules), is_tied)
+
+    def _exported(self, name: str) -> str | None:
+        """What the exporter calls the tensor ``name``; a name that the prefix does not cover stands for itself."""
+        known = self._names.exporter
+        prefixed = self._by_exporter.apply(name) if self._by_exporter is not None else None
+        return name if prefixed not in known and name in known else prefixed
 
     # -- claims ---------------------------------------------------------------------------------------------
 
@@ -186,7 +195,7 @@ class _Resolver:
             return []
         wanted = self._base.array(name)
         found = [
-            _Candidate(self._model.initializers[initializer], {"value-match"}, only_extends=False)
+            _Candidate(self._model.initializers[initializer], {VALUE_MATCH}, only_extends=False)
             for initializer, _ in carriers_of(self._model, wanted)
         ]
         return [candidate for candidate in found if _may_hold(target, candidate.value)]
@@ -348,7 +357,7 @@ class _Resolver:
             raise _RefusalError(
                 OTHER_VALUES, f"{candidate.name!r} does not hold the values of {name!r} of the base checkpoint"
             )
-        candidate.rules.add("value-match")
+        candidate.rules.add(VALUE_MATCH)
 
     # -- ties -----------------------------------------------------------------------------------------------
 

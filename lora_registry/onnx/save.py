@@ -40,22 +40,37 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class SavedModel:
-    """The files of a model that was just written.
+class SavedFile:
+    """One file that was written: its name, its size in bytes, its sha256."""
 
-    Attributes:
-        path: the ``.onnx``.
-        data: the ``.onnx.data``; None where everything is in the graph.
-        digests: file name to sha256.
-    """
-
-    path: Path
-    data: Path | None
-    digests: dict[str, Digest]
+    name: str
+    size: int
+    digest: Digest
 
 
-def save(patch: Patch, out: Path, *, overwrite: bool = False, progress: Progress | None = None) -> SavedModel:
+Sidecar = Callable[[tuple[SavedFile, ...]], bytes]
+"""Makes the content of a file that describes the others, such as a receipt."""
+
+
+def save(
+    patch: Patch,
+    out: Path,
+    *,
+    sidecar: tuple[Path, Sidecar] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[SavedFile, ...]:
     """Write the patched model.
+
+    Args:
+        patch: the edits.
+        out: the ``.onnx``; data, if there are any, go to ``<out>.data``.
+        sidecar: path in the folder of ``out``, and maker, of one more file that appears with the model.
+        overwrite: whether outputs may exist.
+        progress: see :data:`Progress`.
+
+    Returns:
+        The model, and the data file if there is one.
 
     Raises:
         ConflictError: an output exists and ``overwrite`` is false.
@@ -64,28 +79,43 @@ def save(patch: Patch, out: Path, *, overwrite: bool = False, progress: Progress
         MachineError: the disk is full, or failed. Nothing stays behind.
     """
     data = out.with_name(out.name + ".data")
-    _refuse_targets(patch.model, out, data, overwrite)
+    outputs = [data, out] if sidecar is None else [data, sidecar[0], out]
+    _refuse_outputs(patch.model, outputs, overwrite)
     with storage_errors(out):
         workshop = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
         try:
             has_data = _Writer(patch, workshop, data.name, progress or (lambda _: None)).write(workshop / out.name)
-            files = [data, out] if has_data else [out]
-            digests = {path.name: Digest.of_file(workshop / path.name) for path in files}
-            _publish(workshop, files, overwrite)
+            saved = tuple(_record(workshop / path.name) for path in ((out, data) if has_data else (out,)))
+            if sidecar is not None:
+                _write(workshop / sidecar[0].name, sidecar[1](saved))
+            _publish(workshop, outputs if has_data else outputs[1:], overwrite)
+            if not has_data:
+                data.unlink(missing_ok=True)  # of the model that was overwritten
         finally:
             shutil.rmtree(workshop, ignore_errors=True)
-    return SavedModel(out, data if has_data else None, digests)
+    return saved
 
 
-def _refuse_targets(model: OnnxModel, out: Path, data: Path, overwrite: bool) -> None:
-    if not out.parent.is_dir():
-        raise NotFoundError(f"no such folder: {out.parent}")
-    base = {model.path.resolve(), *(model.data.path(tensor).resolve() for tensor in external_tensors(model.ir))}
-    for path in (out, data):
+def _record(path: Path) -> SavedFile:
+    return SavedFile(path.name, path.stat().st_size, Digest.of_file(path))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _refuse_outputs(model: OnnxModel, outputs: list[Path], overwrite: bool) -> None:
+    base = {path.resolve() for path in model.files()}
+    for path in outputs:
         if path.resolve() in base:
             raise NotAllowedError(f"{path} belongs to the base, which is never changed; choose another name")
         if not overwrite and os.path.lexists(path):
             raise ConflictError(f"{path} exists; remove it or choose another name")
+    if not outputs[-1].parent.is_dir():
+        raise NotFoundError(f"no such folder: {outputs[-1].parent}")
 
 
 def _publish(workshop: Path, files: list[Path], overwrite: bool) -> None:
@@ -138,11 +168,7 @@ class _Writer:
                 self._placed[name] = ir.tensor(self._make(name), name=name)
         for name, tensor in self._placed.items():
             self._values[name].const_value = tensor
-        message = ir.serde.serialize_model(self._model.ir).SerializeToString(deterministic=True)
-        with path.open("xb") as stream:
-            stream.write(message)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write(path, ir.serde.serialize_model(self._model.ir).SerializeToString(deterministic=True))
         return bool(external) or too_big
 
     @cached_property
