@@ -22,10 +22,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Command(click.Command):
     """A click command that turns :class:`LoregError` into one line on stderr and an exit code."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> None:
         """Run the command; see ``spec/adapter-format.md``, section 15, for the exit codes."""
         try:
-            return super().invoke(ctx)
+            super().invoke(ctx)
+            return
         except LoregError as error:
             failed = error
         except MemoryError:

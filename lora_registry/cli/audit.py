@@ -60,7 +60,7 @@ def audit(
     from lora_registry.format.reader import check_file
 
     opened = open_any(adapter, registry_home, format_name)
-    structure = check_file(opened.path) if opened.path is not None else []
+    structure = check_file(opened.path) if opened.path is not None else None
     fit = None
     if base is not None:
         from lora_registry.merge.base import open_base

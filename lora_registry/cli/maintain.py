@@ -68,6 +68,5 @@ def reindex(registry_home: str | None, as_json: bool) -> None:
     if as_json:
         print_json(rebuilt.to_json())
     else:
-        click.echo(
-            f"rebuilt {plural(rebuilt.manifests, 'manifest')}, {plural(rebuilt.tags, 'tag')}, {plural(rebuilt.events, 'event')}"
-        )
+        manifests, tags = plural(rebuilt.manifests, "manifest"), plural(rebuilt.tags, "tag")
+        click.echo(f"rebuilt {manifests}, {tags}, {plural(rebuilt.events, 'event')}")

@@ -11,6 +11,7 @@ from lora_registry.cli._adapters import ADAPTER, open_any
 from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_fields, print_json
 from lora_registry.cli._progress import progress
+from lora_registry.errors import UsageError
 
 if TYPE_CHECKING:
     from lora_registry.merge.receipt import Receipt
@@ -72,23 +73,45 @@ def merge(
     opened = open_any(adapter, registry_home)
     with progress(f"merging into {output.name}", quiet=as_json) as advance:
         if base.suffix == ".onnx":
+            _refuse(dtype=dtype, allow_new=allow_new)
             from lora_registry.merge.onnx_model import merge_onnx
 
             receipt = merge_onnx(
-                opened.adapter, base, output, base=checkpoint, tied=tied, allow_new=allow_new,
-                require_exact=require_exact, overwrite=overwrite, progress=advance,
-            )  # fmt: skip
+                opened.adapter,
+                base,
+                output,
+                base=checkpoint,
+                tied=tied,
+                require_exact=require_exact,
+                overwrite=overwrite,
+                progress=advance,
+            )
         else:
+            _refuse(checkpoint=checkpoint)
             from lora_registry.merge.checkpoint import merge_checkpoint
 
             receipt = merge_checkpoint(
-                opened.adapter, base, output, dtype=dtype, tied=tied, allow_new=allow_new,
-                require_exact=require_exact, overwrite=overwrite, progress=advance,
-            )  # fmt: skip
+                opened.adapter,
+                base,
+                output,
+                dtype=dtype,
+                tied=tied,
+                allow_new=allow_new,
+                require_exact=require_exact,
+                overwrite=overwrite,
+                progress=advance,
+            )
     if as_json:
         print_json(receipt.to_json())
     else:
         _print(receipt, output)
+
+
+def _refuse(**options: object) -> None:
+    """Refuse options that mean nothing for this kind of base, instead of ignoring them."""
+    for name, value in options.items():
+        if value:
+            raise UsageError(f"--{name.replace('_', '-')} is not for this kind of base")
 
 
 def _print(receipt: Receipt, output: Path) -> None:

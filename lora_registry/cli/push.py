@@ -11,6 +11,7 @@ import click
 from lora_registry.cli._adapters import ADAPTER, open_any
 from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import plural, print_fields, print_json, size
+from lora_registry.cli._progress import progress
 from lora_registry.cli._report import print_report, refuse_losses
 from lora_registry.registry import Registry
 
@@ -63,9 +64,10 @@ def push(
     refuse_losses(opened.report, strict=strict)
     described = _describe(opened.adapter, base_name, base_license, license_, title)
     if base is not None:
-        from lora_registry.merge.fit import fingerprinted
+        from lora_registry.merge.pin import pin
 
-        described = fingerprinted(described, base)
+        with progress("fingerprinting the base", unit="targets", quiet=as_json) as advance:
+            described = pin(described, base, progress=advance)
     record = Registry.open(registry_home).push(described, reference, move=move)
     if as_json:
         report = opened.report.to_json() if opened.report else None
