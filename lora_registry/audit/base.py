@@ -19,8 +19,8 @@ class FitResult(Protocol):
 
     @property
     def verdict(self) -> str:
-        """``exact``: every target found its tensor, and every fingerprint agrees; ``same-shapes``: every
-        target found its tensor, and the fingerprints differ or are missing; ``does-not-fit`` otherwise.
+        """``exact``: every fingerprint is that of its tensor; ``same-shapes``: everything has its place, and
+        weights differ (M-004) or are not known to agree (M-005); ``does-not-fit``: something has no place.
         """
         ...
 
@@ -35,24 +35,30 @@ class FitResult(Protocol):
         ...
 
 
+_OTHER_WEIGHTS, _NO_FINGERPRINT = "M-004", "M-005"
+"""The two rules of the comparison that tell why the shapes fit and the weights are not known to."""
+
+
 def check_fit(adapter: Adapter, fit: FitResult) -> Iterator[Finding]:
     """A-040 to A-042, and the findings of the comparison as they are.
+
+    M-005 is the one that is left out: A-042 says the same, with the same words.
 
     Raises:
         ValueError: the verdict is none of the three.
     """
-    yield from fit.findings
-    with_fingerprint = sum(target.fingerprint is not None for target in adapter)
-    match fit.verdict:
-        case "exact":
-            return
-        case "same-shapes" if with_fingerprint:
-            yield found(
-                "A-041", "base", f"of {len(adapter)} targets {with_fingerprint} carry a fingerprint; not all agree"
-            )
-        case "same-shapes":
-            yield found("A-042", "base", "the shapes fit, and no target carries a fingerprint")
-        case "does-not-fit":
-            yield found("A-040", "base", f"{len(fit.matches)} of {len(adapter)} targets find their tensor")
-        case other:
-            raise ValueError(f"{other!r} is no verdict of a fit")
+    if fit.verdict not in ("exact", "same-shapes", "does-not-fit"):
+        raise ValueError(f"{fit.verdict!r} is no verdict of a fit")
+    yield from (finding for finding in fit.findings if finding.rule != _NO_FINGERPRINT)
+    if fit.verdict == "does-not-fit":
+        message = (
+            f"{len(fit.matches)} of {len(adapter)} targets find their tensor; the other findings say what does not fit"
+        )
+        yield found("A-040", "base", message)
+        return
+    other = sum(finding.rule == _OTHER_WEIGHTS for finding in fit.findings)
+    if other:
+        yield found("A-041", "base", f"{other} of {len(adapter)} targets were made for other weights")
+    for finding in fit.findings:
+        if finding.rule == _NO_FINGERPRINT:
+            yield found("A-042", "base", finding.message)

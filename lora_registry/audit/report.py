@@ -31,6 +31,9 @@ class Skipped:
     what: str
     why: str
 
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}"
+
     def to_json(self) -> dict[str, Json]:
         """The record as a JSON object with the two field names."""
         return {"what": self.what, "why": self.why}
@@ -60,6 +63,18 @@ class AuditReport:
     def worst(self) -> Severity | None:
         """The severity of the worst finding; None where there is none."""
         return self.findings[0].severity if self.findings else None
+
+    @property
+    def summary(self) -> str:
+        """One line for a person: how many findings of each severity, and how much could not be checked."""
+        counts = [f"{number} {severity.value}{'' if number == 1 else 's'}" for severity, number in self._counts()]
+        found = ", ".join(counts) if counts else "no findings"
+        left = len(self.skipped)
+        return f"{found}; {left} {'check' if left == 1 else 'checks'} could not be made" if left else found
+
+    def _counts(self) -> list[tuple[Severity, int]]:
+        """The severities that occur, from bad to mild."""
+        return [(severity, self.count(severity)) for severity in Severity if self.count(severity)]
 
     def count(self, severity: Severity) -> int:
         """How many findings have ``severity``."""
