@@ -35,7 +35,9 @@ class Finding:
     severity: Severity = Severity.ERROR
 
     def __str__(self) -> str:
-        where = f" at {self.place}" if self.place else ""
+        # Places quote names out of strangers' files; escape sequences in them are not for a terminal.
+        place = self.place if self.place.isprintable() else ascii(self.place)[1:-1]
+        where = f" at {place}" if place else ""
         return f"{self.rule}{where}: {self.message}"
 
     def to_json(self) -> dict[str, str]:

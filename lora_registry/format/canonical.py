@@ -24,7 +24,8 @@ def encode(value: Json) -> bytes:
     """The canonical UTF-8 bytes of ``value`` (RFC 8785).
 
     Raises:
-        JsonError: NaN or an infinity, an integer beyond 2**53 - 1, a lone surrogate, a key that is no string.
+        JsonError: NaN or an infinity, a number that would be written as an integer beyond 2**53 - 1, a lone
+            surrogate, a key that is no string, or nesting deeper than ``JSON_DEPTH``.
     """
     return _text(value, 0).encode("utf-8")
 
@@ -33,8 +34,9 @@ def decode(data: bytes | str) -> Json:
     """Parse JSON and refuse what parsers disagree about.
 
     Raises:
-        JsonError: not UTF-8, not JSON, a duplicate key, NaN or Infinity, an integer beyond 2**53 - 1, a
-            number beyond float64, a lone surrogate, or nesting deeper than ``JSON_DEPTH``.
+        JsonError: not UTF-8, not JSON, a duplicate key, NaN or Infinity, a number beyond float64,
+            one whose canonical form is an integer beyond 2**53 - 1, a lone surrogate, or nesting deeper than
+            ``JSON_DEPTH``.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
@@ -84,7 +86,14 @@ def _float(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
         raise JsonError(f"the number {digits[:24]} is beyond float64")
+    _check_float(value)
     return value
+
+
+def _check_float(value: float) -> None:
+    """Refuse what has no fraction and is written without exponent: it reads back as an integer, and as none."""
+    if SAFE_INTEGER < abs(value) < 1e21:
+        raise JsonError(f"the number {value!r} is written as an integer beyond 2**53 - 1")
 
 
 def _check(value: Json, depth: int) -> None:
@@ -123,6 +132,7 @@ def _text(value: Json, depth: int) -> str:
                 raise JsonError(f"the integer {value} is beyond 2**53 - 1")
             return str(value)
         case float():
+            _check_float(value)
             return number(value)
         case list() | tuple():
             return f"[{','.join(_text(item, depth + 1) for item in value)}]"

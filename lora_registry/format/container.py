@@ -22,6 +22,7 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, NotFoundError
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import JsonError, decode, encode, is_integers
+from lora_registry.format.files import from_os_error
 from lora_registry.format.limits import DIMENSION, HEADER_BYTES, RANK_OF_SHAPE, TENSORS
 
 METADATA = "__metadata__"
@@ -83,7 +84,8 @@ def open_container(path: Path) -> Container:
 
     Raises:
         NotFoundError: there is no such file.
-        InvalidInputError: the file breaks R-001 to R-010; carries every finding.
+        NotAllowedError: it may not be read.
+        InvalidInputError: the file breaks one of R-001 to R-008, or R-010; carries every finding.
     """
     try:
         with path.open("rb") as stream:
@@ -97,10 +99,12 @@ def open_container(path: Path) -> Container:
             if length > size - 8:
                 raise _broken(path, "R-001", f"truncated: the header needs {length} bytes, {size - 8} are left")
             header = stream.read(length)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"no such file: {path}") from None
     except IsADirectoryError:
         raise InvalidInputError(f"{path}: a folder, not a safetensors file") from None
+    except OSError as error:
+        raise from_os_error(error, path) from error
     metadata, entries, findings = parse_header(header, size - 8 - length)
     if findings:
         raise InvalidInputError.from_findings(str(path), findings)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_registry.adapter import Adapter, Json
-from lora_registry.errors import InvalidInputError
+from lora_registry.errors import InvalidInputError, NotAllowedError
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import JsonError, decode
 from lora_registry.format.container import Container, open_container
@@ -23,7 +23,7 @@ def is_native(path: Path) -> bool:
         return False
     try:
         return KEY in open_container(path).metadata
-    except InvalidInputError:
+    except (InvalidInputError, NotAllowedError):
         return path.name.endswith(SUFFIX)  # a broken native file deserves its findings, not "unknown format"
 
 
@@ -60,7 +60,7 @@ def check_data(adapter: Adapter) -> list[Finding]:
         Finding("R-035", f"targets/{target.name}/tensors/{role}", f"the bytes do not have the digest {stated}")
         for target in adapter
         for role, stated in target.digests.items()
-        if target.tensors[role].digest() != stated
+        if role in target.tensors and target.tensors[role].digest() != stated
     ]
 
 

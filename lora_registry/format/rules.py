@@ -96,7 +96,7 @@ def check_document(document: Json, tensors: Mapping[str, Spec]) -> list[Finding]
     """
     if not isinstance(document, dict):
         return [Finding("R-012", KEY, "is no JSON object")]
-    if document.get(KEY) != FORMAT_MAJOR or isinstance(document.get(KEY), bool):
+    if type(document.get(KEY)) is not int or document[KEY] != FORMAT_MAJOR:
         return [Finding("R-013", KEY, f"format version {document.get(KEY)!r}, this reader knows {FORMAT_MAJOR}")]
     return [
         *_requirements(document),
@@ -124,12 +124,13 @@ def _requirements(document: Mapping[str, Json]) -> Iterator[Finding]:
 
 
 def _descriptions(document: Mapping[str, Json]) -> Iterator[Finding]:
-    for part in ("base", "info", "origin"):
+    texts = {"base": ("name", "revision", "license"), "info": ("title", "license"), "origin": ()}
+    for part, names in texts.items():
         record = document.get(part, {})
         if not isinstance(record, dict):
             yield Finding("R-037", part, "is no object")
             continue
-        for name in ("name", "revision", "license") if part == "base" else ("title", "license"):
+        for name in names:
             if not isinstance(record.get(name, ""), str):
                 yield Finding("R-037", f"{part}/{name}", "is no string")
 
@@ -192,12 +193,11 @@ def check_target(place: str, target: Mapping[str, Json], tensors: Mapping[str, S
         yield Finding("R-022", f"{place}/kind", f"unknown kind {target.get('kind')!r}")
         return
     found = [*_layout(place, kind, target), *_scale(place, kind, target), *_roles(place, kind, target, tensors)]
-    fingerprint = target.get("fingerprint")
-    if fingerprint is not None and not _is_digest(fingerprint):
+    if "fingerprint" in target and not _is_digest(target["fingerprint"]):
         found.append(Finding("R-036", f"{place}/fingerprint", "is no sha256 digest"))
-    if target.get("groups") is not None and kind is not Kind.CONV:
+    if "groups" in target and kind is not Kind.CONV:
         found.append(Finding("R-032", f"{place}/groups", f"means nothing for {kind}"))
-    if target.get("rows") is not None and kind is not Kind.TOKENS:
+    if "rows" in target and kind is not Kind.TOKENS:
         found.append(Finding("R-033", f"{place}/rows", f"means nothing for {kind}"))
     yield from found
     if not found:
@@ -211,9 +211,9 @@ def _layout(place: str, kind: Kind, target: Mapping[str, Json]) -> Iterator[Find
         known = " or ".join("[" + ", ".join(names) + "]" for names in sorted(LAYOUTS[kind]))
         yield Finding("R-023", f"{place}/layout", f"{layout!r} is no layout of {kind}: {known}")
         return
-    shape = target.get("shape")
-    if shape is None and kind is Kind.TOKENS:
+    if "shape" not in target and kind is Kind.TOKENS:
         return
+    shape = target.get("shape")
     if not is_integers(shape) or not all(0 < axis <= DIMENSION for axis in shape):
         yield Finding("R-024", f"{place}/shape", "is no list of positive lengths")
     elif len(shape) > RANK_OF_SHAPE or (kind is not Kind.FULL and len(shape) != len(layout)):
@@ -223,7 +223,7 @@ def _layout(place: str, kind: Kind, target: Mapping[str, Json]) -> Iterator[Find
 def _scale(place: str, kind: Kind, target: Mapping[str, Json]) -> Iterator[Finding]:
     scale = target.get("scale")
     if kind not in _SCALED:
-        if scale is not None:
+        if "scale" in target:
             yield Finding("R-025", f"{place}/scale", f"a {kind} target has no change to scale")
     elif not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
         yield Finding("R-025", f"{place}/scale", f"{scale!r} is no finite number")
@@ -240,6 +240,8 @@ def _roles(place: str, kind: Kind, target: Mapping[str, Json], tensors: Mapping[
     for role in sorted(set(stated) - required - optional):
         yield Finding("R-026", f"{place}/tensors/{role}", f"a {kind} target has no {role}")
     for role, digest in stated.items():
+        if role not in required | optional:
+            continue
         if not _is_digest(digest):
             yield Finding("R-034", f"{place}/tensors/{role}", "is no sha256 digest")
         if role not in tensors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from lora_registry.adapter import Adapter, Tensor
@@ -15,6 +16,7 @@ from lora_registry.format.canonical import JsonError, encode
 from lora_registry.format.container import encode_tensors
 from lora_registry.format.document import tensor_key, to_document
 from lora_registry.format.files import atomic_write
+from lora_registry.format.limits import HEADER_BYTES, TENSORS
 from lora_registry.format.reader import check_data
 from lora_registry.format.rules import KEY, check_document
 
@@ -45,14 +47,37 @@ def encode_adapter(adapter: Adapter) -> EncodedAdapter:
     tensors = {tensor_key(target.name, role): tensor for target in adapter for role, tensor in target.tensors.items()}
     document = to_document(adapter)
     findings = check_document(document, {key: (tensor.dtype, tensor.shape) for key, tensor in tensors.items()})
-    findings += check_data(adapter)
+    findings += [*_twice(adapter), *check_data(adapter)]
     if findings:
-        raise InvalidInputError.from_findings("the adapter breaks its format", findings)
+        raise _broken(findings)
     try:
-        return EncodedAdapter(encode(document), tensors)
+        encoded = EncodedAdapter(encode(document), tensors)
     except JsonError as error:
-        problem = Finding("R-012", KEY, str(error))
-        raise InvalidInputError.from_findings("the adapter breaks its format", [problem]) from None
+        raise _broken([Finding("R-012", KEY, str(error))]) from None
+    if findings := _framing(encoded):
+        raise _broken(findings)
+    return encoded
+
+
+def _broken(findings: list[Finding]) -> InvalidInputError:
+    return InvalidInputError.from_findings("the adapter breaks its format", findings)
+
+
+def _twice(adapter: Adapter) -> Iterator[Finding]:
+    """Targets of one name would become one key of the document, and all but the last would be lost."""
+    for before, target in pairwise(adapter):
+        if before.name == target.name:
+            yield Finding("R-012", f"targets/{target.name}", "there are two targets of this name")
+
+
+def _framing(encoded: EncodedAdapter) -> list[Finding]:
+    """R-001 and R-010 on the header as the reader will see it, so that what is written can be read."""
+    header = len(next(encoded.chunks())) - 8
+    if header > HEADER_BYTES:
+        return [Finding("R-001", "header", f"{header} bytes are beyond the limit of {HEADER_BYTES}")]
+    if len(encoded.tensors) > TENSORS:
+        return [Finding("R-010", "header", f"{len(encoded.tensors)} tensors, at most {TENSORS}")]
+    return []
 
 
 def write_adapter(adapter: Adapter, path: Path, *, overwrite: bool = False) -> Digest:

@@ -1,0 +1,170 @@
+"""JSON with one spelling: RFC 8785 out, strict I-JSON in."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_registry.format.canonical import JsonError, decode, encode, number
+from lora_registry.format.limits import JSON_DEPTH, SAFE_INTEGER
+
+NUMBERS = {
+    "0000000000000000": "0",
+    "8000000000000000": "0",
+    "0000000000000001": "5e-324",
+    "8000000000000001": "-5e-324",
+    "7fefffffffffffff": "1.7976931348623157e+308",
+    "ffefffffffffffff": "-1.7976931348623157e+308",
+    "4340000000000000": "9007199254740992",
+    "c340000000000000": "-9007199254740992",
+    "4430000000000000": "295147905179352830000",
+    "44b52d02c7e14af5": "9.999999999999997e+22",
+    "44b52d02c7e14af6": "1e+23",
+    "44b52d02c7e14af7": "1.0000000000000001e+23",
+    "444b1ae4d6e2ef4e": "999999999999999700000",
+    "444b1ae4d6e2ef4f": "999999999999999900000",
+    "444b1ae4d6e2ef50": "1e+21",
+    "3eb0c6f7a0b5ed8c": "9.999999999999997e-7",
+    "3eb0c6f7a0b5ed8d": "0.000001",
+    "41b3de4355555553": "333333333.3333332",
+    "41b3de4355555554": "333333333.33333325",
+    "41b3de4355555555": "333333333.3333333",
+    "41b3de4355555556": "333333333.3333334",
+    "41b3de4355555557": "333333333.33333343",
+    "becbf647612f3696": "-0.0000033333333333333333",
+    "43143ff3c1cb0959": "1424953923781206.2",
+}
+"""RFC 8785, appendix B: the bits of a float64, and how it is written."""
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-SAFE_INTEGER, SAFE_INTEGER)
+    | st.floats(allow_nan=False, allow_infinity=False).filter(lambda value: not SAFE_INTEGER < abs(value) < 1e21)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@pytest.mark.parametrize(("bits", "text"), NUMBERS.items())
+def test_numbers_of_the_rfc(bits: str, text: str) -> None:
+    """Each number of RFC 8785, appendix B, is written as it says."""
+    (value,) = struct.unpack(">d", bytes.fromhex(bits))
+    assert number(value) == text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_form(value: float) -> None:
+    """What is no number in JSON is refused, also deep inside."""
+    with pytest.raises(JsonError):
+        number(value)
+    with pytest.raises(JsonError):
+        encode({"a": [value]})
+
+
+def test_sample_of_the_rfc() -> None:
+    """RFC 8785, section 3.2.2: numbers, escapes and literals in one object."""
+    source = (
+        r'{"numbers":[333333333.33333329,1E30,4.50,2e-3,0.000000000000000000000000001],'
+        r'"string":"\u20ac$\u000F\u000aA'
+        r"'"
+        r'\u0042\u0022\u005c\\\"\/","literals":[null,true,false]}'
+    )
+    expected = (
+        '{"literals":[null,true,false],"numbers":[333333333.3333333,1e+30,4.5,0.002,1e-27],'
+        '"string":"€$\\u000f\\nA\'B\\"\\\\\\\\\\"/"}'
+    )
+    assert encode(decode(source)) == expected.encode()
+
+
+def test_sorting_of_the_rfc() -> None:
+    """RFC 8785, section 3.2.3: keys sort by UTF-16 code units, so a pair of surrogates comes before U+FB33."""
+    source = {
+        "\u20ac": "Euro Sign",
+        "\r": "Carriage Return",
+        "\ufb33": "Hebrew Letter Dalet With Dagesh",
+        "1": "One",
+        "\U0001f600": "Emoji: Grinning Face",
+        "\u0080": "Control",
+        "\u00f6": "Latin Small Letter O With Diaeresis",
+    }
+    written = json.loads(encode(dict(source)))
+    assert list(written.values()) == [
+        "Carriage Return",
+        "One",
+        "Control",
+        "Latin Small Letter O With Diaeresis",
+        "Euro Sign",
+        "Emoji: Grinning Face",
+        "Hebrew Letter Dalet With Dagesh",
+    ]
+
+
+def test_control_characters() -> None:
+    """Control characters are escaped in the short form where there is one, and DEL is not escaped."""
+    assert encode("\x00\x08\t\n\x0b\x0c\r\x1f\x7f/") == b'"\\u0000\\b\\t\\n\\u000b\\f\\r\\u001f\x7f/"'
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_survive(value: float) -> None:
+    """What is written reads back as the same float64."""
+    assert float(number(value)) == value
+
+
+@given(VALUES)
+def test_values_survive(value: Any) -> None:
+    """decode undoes encode, and encoding again gives the same bytes."""
+    data = encode(value)
+    assert decode(data) == value
+    assert encode(decode(data)) == data
+
+
+@given(st.dictionaries(st.text(), st.integers(0, 9)), st.randoms())
+def test_order_of_keys_does_not_matter(value: dict[str, int], random: Any) -> None:
+    """Equal objects give equal bytes, in whatever order they were built."""
+    pairs = list(value.items())
+    random.shuffle(pairs)
+    assert encode(dict(pairs)) == encode(dict(value))
+
+
+@pytest.mark.parametrize(
+    "value", [1 << 53, -(1 << 53), 2.0**53, -1e20, "\ud800", {"\udfff": 1}, {1: 2}, b"bytes", {1, 2}]
+)
+def test_values_without_a_form(value: Any) -> None:
+    """Numbers that would be written as integers beyond 2**53 - 1, lone surrogates, keys and types that JSON lacks are refused."""
+    with pytest.raises(JsonError):
+        encode(value)
+
+
+def test_depth() -> None:
+    """Nesting is bounded alike on the way in and on the way out."""
+    value: Any = 0
+    for _ in range(JSON_DEPTH):
+        value = [value]
+    assert decode(encode(value)) == value
+    with pytest.raises(JsonError, match="nested"):
+        encode([value])
+    with pytest.raises(JsonError, match="nested"):
+        decode(b"[" + encode(value) + b"]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b" ", b"{", b"[1,]", b"{'a':1}", b"01", b"+1", b".5", b"1.", b"NaN", b"Infinity", b"-Infinity", b"nul",
+        b"1 2", b'"\n"', b'"\\x"', b'"\\ud800"', b'"\\udc00\\ud800"', b"\xff", b"\xef\xbb\xbf1", b'{"a":1,"a":1}',
+        b'[{"a":{"b":1,"b":2}}]', b"9007199254740992", b"-9007199254740992", b"1e309", b"1e17",
+        b"-9007199254740992.0", b"[" * 100_000,
+    ],
+)  # fmt: skip
+def test_texts_that_parsers_disagree_about(text: bytes) -> None:
+    """What some parsers accept, or read otherwise, is refused."""
+    with pytest.raises(JsonError):
+        decode(text)
