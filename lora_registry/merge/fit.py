@@ -177,13 +177,24 @@ def _compare(target: Target, stored: str, base: BaseModel) -> Finding | None:
             )
         return None
     if shape == target.shape:
-        return None
+        return _compare_elements(target, dtype)
     message = f"the base has shape {list(shape)}, the target {list(target.shape)}"
     if shape == target.shape[::-1] and target.kind is Kind.LINEAR:
         message += f"; the base stores it transposed, the target says {list(target.layout)}"
     elif len(shape) == 2 and shape[1:] == target.shape[1:]:
         message += "; a vocabulary of another size is not supported: resize the base's embeddings first"
     return Finding("M-002", target.name, message)
+
+
+def _compare_elements(target: Target, dtype: str) -> Finding | None:
+    """A value that replaces a tensor has its type, or is rounded from one float type of 16 bits or more to another."""
+    if target.kind is not Kind.FULL:
+        return None
+    own = target.tensors["value"].dtype
+    wide = all(name in DTYPES and DTYPES[name].floating and DTYPES[name].size > 1 for name in (own, dtype))
+    if own == dtype or wide:
+        return None
+    return Finding("M-003", target.name, f"the base holds {dtype}, the adapter's value is {own}")
 
 
 def _weights(target: Target, stored: str, base: BaseModel) -> list[Finding]:

@@ -61,6 +61,12 @@ def as_bytes(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
+def widened(array: Array) -> Array:
+    """Float types of at most 32 bits as float32, without loss; everything else as it is."""
+    name = dtype_name(array.dtype)
+    return array.astype(np.float32, copy=False) if DTYPES[name].floating and name != "F64" else array
+
+
 def round_to(array: Array, name: str) -> Array:
     """Round a float array once, to nearest, ties to even, to the dtype ``name``.
 

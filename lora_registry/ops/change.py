@@ -31,7 +31,7 @@ import numpy as np
 
 from lora_registry.adapter import LOW_RANK, Kind, Target
 from lora_registry.errors import InvalidInputError, UnsupportedError
-from lora_registry.ops.arrays import Array, to_array
+from lora_registry.ops.arrays import Array, to_array, widened
 
 BLOCK = 1 << 19
 """Elements of a block: 2 MB of float32, so that base, result and scratch stay in a core's cache."""
@@ -53,7 +53,7 @@ def merged(target: Target, base: Array | None) -> Array:
         UnsupportedError: the change cannot be made in W: see :class:`RowMerger`.
     """
     if target.kind is Kind.FULL:
-        return _widened(to_array(target.tensors["value"]))
+        return widened(to_array(target.tensors["value"]))
     if base is None and "value" not in target.tensors:
         raise InvalidInputError(f"{target.name}: a {target.kind} target changes a base tensor, and there is none")
     weight = to_array(target.tensors["value"]) if base is None else base
@@ -78,11 +78,6 @@ def delta(target: Target) -> Array:
     left, right = _factors(target, np.dtype(np.float32))
     change: Array = np.matmul(left, right)
     return change.reshape(target.shape)
-
-
-def _widened(array: Array) -> Array:
-    floating = array.dtype.kind not in "iub" and array.dtype != np.float64
-    return array.astype(np.float32) if floating else array
 
 
 def _scaled(target: Target, role: str, dtype: np.dtype[np.floating]) -> Array:

@@ -1,0 +1,221 @@
+"""What a merge will write, tensor by tensor; made, and refused, before a byte is written."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, TypeAlias
+
+from lora_registry.adapter import LOW_RANK, Adapter, Kind, Target
+from lora_registry.dtypes import DTYPES
+from lora_registry.errors import ConflictError, UnsupportedError
+from lora_registry.format.container import Entry, encode_header
+from lora_registry.merge.base import Checkpoint
+from lora_registry.merge.fit import Fit
+
+TiedPolicy: TypeAlias = Literal["untie", "both", "error"]
+"""What happens to tied tensors of which the adapter changes one: ``untie`` gives each its own values, which is
+what the unmerged adapter means; ``both`` changes both, which is what ``merge_and_unload()`` of PEFT does;
+``error`` refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of the output.
+
+    Attributes:
+        name: its name.
+        entry: its place in the output file.
+        source: name of the base tensor whose values it starts from; None where the base has none.
+        changes: the targets that change it, in order; usually one or none.
+    """
+
+    name: str
+    entry: Entry
+    source: str | None
+    changes: tuple[Target, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """One safetensors file of the output.
+
+    Attributes:
+        name: its name, which is that of the base's file.
+        head: what comes before the data: length and header.
+        parts: the tensors, in the order of their bytes.
+        follows_base: the parts that the base has are in the base's order, so that one pass reads it once.
+        is_copy: the file is the base's, byte for byte.
+    """
+
+    name: str
+    head: bytes
+    parts: tuple[Part, ...]
+    follows_base: bool
+    is_copy: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.head) + sum(part.entry.end - part.entry.begin for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole merge.
+
+    Attributes:
+        files: the safetensors files of the output.
+        added: names of tensors that the base's files do not hold, to the file that will.
+        untied: whether the configuration must stop tying the embeddings.
+        notes: decisions that the receipt must name.
+    """
+
+    files: tuple[FilePlan, ...]
+    added: Mapping[str, str]
+    untied: bool
+    notes: tuple[str, ...]
+
+
+class _Changes:
+    """Which output tensor each target changes, once ties are decided."""
+
+    def __init__(self, base: Checkpoint, tied: TiedPolicy) -> None:
+        self.by_tensor: dict[str, list[Target]] = defaultdict(list)
+        self.added: dict[str, str] = {}
+        self.untied = False
+        self.notes: list[str] = []
+        self._base = base
+        self._tied = tied
+        self._outputs = {source: output for output, source in base.ties.items()}
+
+    def take(self, target: Target, matched: str) -> None:
+        """Decide where the change of ``target``, whose base tensor is called ``matched``, goes."""
+        source = self._base.ties.get(matched, matched)
+        output = self._outputs.get(source)
+        if output is None:
+            self.by_tensor[matched].append(target)
+        elif target.kind is Kind.TOKENS or self._tied == "both":
+            self._share(target, source, output)
+        elif self._tied == "error":
+            raise ConflictError(
+                f"{target.name} is tied: {output} and {source} share their values, and the adapter changes one of "
+                "them; choose to untie them or to change both"
+            )
+        else:
+            self._untie(target, matched, source, output)
+
+    def _share(self, target: Target, source: str, output: str) -> None:
+        self.by_tensor[source].append(target)
+        if output in self._base.places:
+            self.by_tensor[output].append(target)
+        why = "trained tokens are shared by tied embeddings" if target.kind is Kind.TOKENS else "as asked"
+        self.notes.append(f"{target.name} changes both {source} and {output}, which stay tied: {why}")
+
+    def _untie(self, target: Target, matched: str, source: str, output: str) -> None:
+        self.by_tensor[matched].append(target)
+        if not self.untied:
+            self.notes.append(f"{output} and {source} are no longer tied: each has its own values")
+        self.untied = True
+        if output not in self._base.places:
+            self.added[output] = source
+
+    def check(self) -> None:
+        """Several targets may meet in one tensor only where their changes are sums, which have no order."""
+        for name, targets in self.by_tensor.items():
+            plain = all(target.kind in LOW_RANK and set(target.tensors) == {"A", "B"} for target in targets)
+            if len(targets) > 1 and not plain:
+                names = " and ".join(target.name for target in targets)
+                raise UnsupportedError(f"{names} both change {name}, and their changes cannot simply be added")
+        if self.untied and any(target.kind is Kind.TOKENS for targets in self.by_tensor.values() for target in targets):
+            raise UnsupportedError("trained tokens keep the embeddings tied, and another target unties them")
+
+
+def make_plan(
+    adapter: Adapter, base: Checkpoint, fitted: Fit, *, dtype: str | None = None, tied: TiedPolicy = "untie"
+) -> Plan:
+    """Decide what every file of the output holds.
+
+    Args:
+        adapter: the changes.
+        base: what is changed.
+        fitted: how the targets match; must not be ``does-not-fit``.
+        dtype: element type of every floating-point tensor of 16 bits or more in the output; None keeps each
+            tensor's own.
+        tied: what happens to tied tensors.
+
+    Raises:
+        ConflictError: a tied tensor is changed and ``tied`` is ``error``.
+        UnsupportedError: changes meet that cannot be combined.
+    """
+    changes = _Changes(base, tied)
+    for target in adapter:
+        if target.name in fitted.matches:
+            changes.take(target, fitted.matches[target.name])
+        else:
+            changes.by_tensor[target.name].append(target)
+    changes.check()
+    last = max(base.shards)
+    added = {name: base.places[source] for name, source in changes.added.items()}
+    added.update(dict.fromkeys(fitted.new, last))
+    files = []
+    for file in base.shards:
+        sources: dict[str, str | None] = {name: name for name in _in_order(base, file)}
+        sources.update({name: changes.added.get(name) for name, place in added.items() if place == file})
+        files.append(_plan_file(base, file, sources, changes.by_tensor, dtype))
+    return Plan(tuple(files), added, changes.untied, tuple(changes.notes))
+
+
+def _in_order(base: Checkpoint, file: str) -> list[str]:
+    entries = base.shards[file].entries
+    return sorted(entries, key=lambda name: (entries[name].begin, entries[name].end))
+
+
+def _plan_file(
+    base: Checkpoint,
+    file: str,
+    sources: Mapping[str, str | None],
+    changes: Mapping[str, list[Target]],
+    dtype: str | None,
+) -> FilePlan:
+    container = base.shards[file]
+    specs = {}
+    for name, source in sources.items():
+        if source is not None:
+            known = base.entry(source)
+            own, shape = known.dtype, known.shape
+        else:
+            value = changes[name][0].tensors["value"]
+            own, shape = value.dtype, value.shape
+        widens = dtype is not None and DTYPES[own].floating and DTYPES[own].size > 1
+        specs[name] = (dtype if dtype is not None and widens else own, shape)
+    entries = _lay_out(specs)
+    same = all(entries[name] == container.entries.get(name) for name in entries)
+    head = len(container.header_bytes).to_bytes(8, "little") + container.header_bytes
+    if not same:
+        head = encode_header(entries, container.metadata)
+    parts = tuple(Part(name, entry, sources[name], tuple(changes.get(name, ()))) for name, entry in entries.items())
+    kept = [name for name in entries if name in container.entries]
+    is_copy = same and not any(part.changes for part in parts)
+    return FilePlan(file, head, parts, kept == _in_order(base, file), is_copy)
+
+
+def _lay_out(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:
+    """Tensors one after the other, in the given order if each then is aligned to its elements, else wide ones first.
+
+    Readers of safetensors make views of the bytes, and some refuse a view that is not aligned.
+    """
+    for order in (list(specs), sorted(specs, key=lambda name: -DTYPES[specs[name][0]].size)):
+        entries: dict[str, Entry] = {}
+        position, aligned = 0, True
+        for name in order:
+            dtype, shape = specs[name]
+            size = DTYPES[dtype].size
+            aligned = aligned and position % size == 0
+            entries[name] = Entry(dtype, shape, position, position + prod(shape) * size)
+            position = entries[name].end
+        if aligned:
+            break
+    return entries
