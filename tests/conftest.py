@@ -5,6 +5,7 @@ The builders behind the fixtures are plain functions: ``tiny_models``, ``peft_ad
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -52,6 +53,33 @@ def minilm_dir() -> Path:
     import prepare
 
     return prepare.prepare(prepare.MINILM)
+
+
+@pytest.fixture(scope="session")
+def smollm2_onnx(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 as ONNX, exported once a run (most of a minute); never write into it."""
+    return _exported_once(smollm2_dir, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def minilm_onnx(minilm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM as ONNX, exported once a run; never write into it."""
+    return _exported_once(minilm_dir, tmp_path_factory)
+
+
+def _exported_once(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export into a folder that all pytest-xdist workers of a run share; the first one does it."""
+    from lora_registry.runtime.export import export_model
+
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exported"
+    shared.mkdir(exist_ok=True)
+    out = shared / f"{model.name}.onnx"
+    with open(shared / f"{model.name}.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            export_model(model, out)
+    return out
 
 
 @pytest.fixture(scope="session")

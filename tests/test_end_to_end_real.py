@@ -17,7 +17,6 @@ from lora_registry.convert.discover import detect
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.onnx_model import merge_onnx
 from lora_registry.registry import Registry
-from lora_registry.runtime.export import export_model
 
 OUTPUT_TOLERANCE = 5e-5
 """Thirty layers of float32 in another order of additions; the weights themselves are held to TOLERANCE."""
@@ -28,19 +27,20 @@ MINILM = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "key", "value",
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fixture", "loader", "config"),
-    [("minilm_dir", AutoModel, MINILM), ("smollm2_dir", AutoModelForCausalLM, SMOLLM2)],
+    ("name", "loader", "config"),
+    [("minilm", AutoModel, MINILM), ("smollm2", AutoModelForCausalLM, SMOLLM2)],
     ids=["minilm", "smollm2"],
 )
 def test_a_real_model_is_merged_as_peft_merges_it(
     request: pytest.FixtureRequest,
     tmp_path: Path,
-    fixture: str,
+    name: str,
     loader: type[AutoModel | AutoModelForCausalLM],
     config: LoraConfig,
 ) -> None:
     """Through the registry, into a folder and into ONNX: weights within 1e-5 of PEFT's merge, and the same outputs."""
-    base: Path = request.getfixturevalue(fixture)
+    base: Path = request.getfixturevalue(f"{name}_dir")
+    base_onnx: Path = request.getfixturevalue(f"{name}_onnx")
     model = loader.from_pretrained(base, dtype=torch.float32).eval()
     batch = AutoTokenizer.from_pretrained(base)(["The lighthouse at the end of the pier is dark."], return_tensors="pt")
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -55,16 +55,15 @@ def test_a_real_model_is_merged_as_peft_merges_it(
     pulled = registry.load("real:1")
 
     merge_checkpoint(pulled, base, tmp_path / "merged")
-    error, name = worst(load_file(tmp_path / "merged" / "model.safetensors"), weights)
-    assert error <= TOLERANCE, name
+    error, where = worst(load_file(tmp_path / "merged" / "model.safetensors"), weights)
+    assert error <= TOLERANCE, where
     reloaded = loader.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     assert relative_error(first_output(reloaded, inputs), outputs) <= TOLERANCE
 
-    export_model(base, tmp_path / "base.onnx")
-    merge_onnx(pulled, tmp_path / "base.onnx", tmp_path / "merged.onnx")
+    merge_onnx(pulled, base_onnx, tmp_path / "merged.onnx")
     in_onnx = onnx_weights(tmp_path / "merged.onnx")
     assert {target.name for target in pulled} <= in_onnx.keys()
-    error, name = worst(in_onnx, weights)
-    assert error <= TOLERANCE, name
+    error, where = worst(in_onnx, weights)
+    assert error <= TOLERANCE, where
     asked = {name: np.asarray(tensor) for name, tensor in inputs.items()}
     assert relative_error(onnx_output(tmp_path / "merged.onnx", asked), outputs) <= OUTPUT_TOLERANCE
