@@ -57,9 +57,9 @@ def changed(target: Target, base: torch.Tensor) -> torch.Tensor:
 
 
 def gain(target: Target, base: torch.Tensor) -> torch.Tensor:
-    """The factor m / ‖W + s·B·A‖ of each output, (out,): the norm runs over all axes but the outputs (arXiv 2402.09353, eq. 5).
+    """The factor m / ‖W + s·B·A‖ of each output, shape (out,) (arXiv 2402.09353, eq. 5).
 
-    PEFT (``tuners/lora/dora.py``, 0.21) takes it over the same axes.
+    The norm runs over all axes but that of the outputs, as in PEFT 0.21 (``tuners/lora/dora.py``).
     """
     sum_ = start(target, base) + target.scale * _product(target, base)
     out = target.layout.index("out")

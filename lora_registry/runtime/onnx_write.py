@@ -86,7 +86,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise ConflictError(f"{taken[0]} exists; remove it or choose another name")
 
 
-def write(model: ir.Model, path: Path, *, overwrite: bool = False, one_file_bytes: int = ONE_FILE_BYTES) -> list[Path]:
+def write(model: ir.Model, path: Path, *, overwrite: bool = False) -> list[Path]:
     """Save ``model``; its data file, if it has one, is in place before the model that points to it.
 
     Returns:
@@ -99,7 +99,7 @@ def write(model: ir.Model, path: Path, *, overwrite: bool = False, one_file_byte
         MachineError: the disk is full, or failed.
     """
     check_free(path, overwrite=overwrite)
-    external = _weight_bytes(model.graph.initializers.values()) > one_file_bytes
+    external = _weight_bytes(model.graph.initializers.values()) > ONE_FILE_BYTES
     # A folder beside the target: both files bear their final names in it, so that the location inside is right.
     stage = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     with storage_errors(path):

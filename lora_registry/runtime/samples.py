@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +33,11 @@ class Samples:
     @property
     def positions(self) -> Array:
         """(batch, sequence): how many tokens stand before each token."""
-        return np.maximum(self.mask.cumsum(axis=1) - 1, 0)
+        positions: Array = np.maximum(self.mask.cumsum(axis=1) - 1, 0)
+        return positions
 
 
-def draw(config: Any, task: Task, count: int, seed: int) -> Samples:
+def draw(config: Any, task: Task, count: int, seed: int, *, rows: Sequence[int] = ()) -> Samples:
     """Samples for a model.
 
     Decoders are padded on the left, as for generation, the others on the right; the first sample is not
@@ -46,6 +48,7 @@ def draw(config: Any, task: Task, count: int, seed: int) -> Samples:
         task: what the model computes.
         count: number of samples.
         seed: of numpy's PCG64 generator.
+        rows: tokens that an adapter changes by row; about half of all tokens are drawn from them.
     """
     random = np.random.default_rng(seed)
     longest = min(LONGEST, getattr(config, "max_position_embeddings", LONGEST) - 4)  # RoBERTa starts at position 2
@@ -54,6 +57,9 @@ def draw(config: Any, task: Task, count: int, seed: int) -> Samples:
     pad = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
     ids = random.integers(0, config.vocab_size - 1, size=(count, longest))
     ids += ids >= pad  # any token but the pad token
+    known = [row for row in rows if row < config.vocab_size and row != pad]
+    if known:
+        ids = np.where(random.random(ids.shape) < 0.5, random.choice(known, size=ids.shape), ids)
     column = np.arange(longest)[None, :]
     left = task is Task.DECODER
     mask = (column >= longest - lengths[:, None]) if left else (column < lengths[:, None])

@@ -119,7 +119,8 @@ def verify(
 
     subject = _Folder(merged) if merged.is_dir() else _OnnxFile(merged, provider)
     model = load(base)
-    drawn = draw(model.module.config, model.task, samples, seed)
+    rows = [row for target in adapter or () for row in target.rows]
+    drawn = draw(model.module.config, model.task, samples, seed, rows=rows)
     plain = None if adapter is None else _run_torch(model, drawn)
     wanted = _run_torch(model, drawn) if adapter is None else _reference(model, adapter, drawn, tied)
     del model
@@ -248,7 +249,7 @@ class _OnnxFile:
             "token_type_ids": drawn.types,
         }
         if inputs - known.keys():
-            raise UnsupportedError(f"verify does not know the input {sorted(inputs - known.keys())[0]}")
+            raise UnsupportedError(f"verify does not know the input {min(inputs - known.keys())}")
         result = ort.run(self._session, {name: known[name] for name in inputs})
         if CACHED in names and "logits" in result:
             return _split(result["logits"], drawn.mask)
