@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from lora_registry.adapter import Adapter, Json
 from lora_registry.digest import Digest
 from lora_registry.dtypes import BY_TORCH, DTYPES
@@ -85,7 +87,8 @@ def merge_checkpoint(
     others = find_companions(base) if base.is_folder else Companions((), ())
     _check_room(base, plan, others, out)
     options: dict[str, Json] = {"dtype": chosen, "tied": tied, "allow_new": allow_new, "require_exact": require_exact}
-    with storage_errors(out), _workshop(out) as workshop:
+    # The threads of merge.stream share the cores with the arithmetic; BLAS with threads of its own is slower.
+    with storage_errors(out), threadpool_limits(1, "blas"), _workshop(out) as workshop:
         inputs, outputs, tensors = [], [], []
         for file in plan.files:
             read, written, records = write_file(file, base, workshop / file.name, progress or (lambda _: None))
