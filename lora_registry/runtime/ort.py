@@ -176,7 +176,7 @@ def run(session: Any, feeds: dict[str, Any], names: list[str] | None = None) -> 
         return dict(zip(names, session.run(names, feeds), strict=True))
     except ort.capi.onnxruntime_pybind11_state.NotImplemented as error:
         raise UnsupportedError(f"ONNX Runtime has no kernel: {first_line(error)}") from error
-    except errors_of(ort) as error:
+    except (ValueError, *errors_of(ort)) as error:  # ValueError: an input is missing
         raise InvalidInputError(f"ONNX Runtime: {first_line(error)}") from error
 
 
