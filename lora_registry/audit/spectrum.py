@@ -2,8 +2,14 @@
 
 With B = Q₁R₁ and Aᵀ = Q₂R₂, s·B·A = Q₁ (s·R₁·R₂ᵀ) Q₂ᵀ, and since Q₁ and Q₂ have orthonormal columns, the
 r x r core in the middle has the singular values of the whole (Golub and Van Loan, Matrix Computations,
-section 5.5). The triangles are built row block by row block (TSQR; Demmel et al. 2012, arXiv 0808.2664), in
-float64, so that memory is bounded whatever the size of the vocabulary.
+section 5.5). The triangles are built in float64, row block by row block, so that memory is bounded whatever
+the size of the vocabulary, and in one of two ways:
+
+- From the Gram matrix, FᵀF = RᵀR, which is a matrix product and ten times as fast, where the factor's
+  condition number is below 1000 (Cholesky QR; Yamamoto et al. 2015, ETNA 44, section 2). Two such factors
+  have a product of full rank by a margin of 10⁻⁶, far above the tolerance, so that no rank depends on this.
+- By Householder QR of the blocks one after the other (TSQR; Demmel et al. 2012, arXiv 0808.2664) elsewhere,
+  since squaring a factor would hide what it has below 10⁻⁸ of its norm.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from lora_registry.adapter import Kind, Target
 from lora_registry.ops.arrays import Array, to_array
 
 _BLOCK = 1 << 20  # elements of a factor widened to float64 at a time: 8 MiB
+_CONDITION = 1e3  # of a factor, up to which its Gram matrix tells as much as the factor itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +78,24 @@ def _spectrum(scale: float, a: Array, blocks: list[Array]) -> Spectrum:
 
 
 def _triangle(matrix: Array) -> Array:
-    """R of the QR factorization of ``matrix`` (n, r): float64, at most r rows."""
+    """R with RᵀR = ``matrix``ᵀ``matrix`` for a matrix (n, r): float64, at most r rows."""
+    gram = np.zeros((matrix.shape[1], matrix.shape[1]))
+    for block in _row_blocks(matrix):
+        gram += block.T @ block
+    if _well_conditioned(gram):
+        return np.asarray(np.linalg.cholesky(gram)).T
     triangle: Array = np.empty((0, matrix.shape[1]), np.float64)
     for block in _row_blocks(matrix):
         triangle = np.asarray(np.linalg.qr(np.vstack((triangle, block)), mode="r"))
     return triangle
+
+
+def _well_conditioned(gram: Array) -> bool:
+    """Whether the factor behind a Gram matrix has a condition number below the limit."""
+    if not np.isfinite(gram).all():
+        return False
+    values = np.linalg.eigvalsh(gram)
+    return bool(values[0] * _CONDITION**2 > values[-1])
 
 
 def _row_blocks(matrix: Array) -> Iterator[Array]:

@@ -44,14 +44,25 @@ def test_agrees_with_the_product(dtype: type, out: int, inner: int, rank: int) -
     assert found.limit == min(out, inner, rank)
 
 
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Factors that are read in many blocks give what they give in one."""
-    target = linear(normal(5, 700), normal(900, 5, seed=1))
+@pytest.mark.parametrize("condition", [1.0, 1e9])
+def test_blocks_change_nothing(condition: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors that are read in many blocks give what they give in one, by either way to the triangle."""
+    target = linear(normal(5, 700), normal(900, 5, seed=1) * np.geomspace(1, 1 / condition, 5))
     (whole,) = spectra(target)
     monkeypatch.setattr(spectrum, "_BLOCK", 64)
     (blocked,) = spectra(target)
     assert blocked.rank == whole.rank == 5
     assert blocked.norm == pytest.approx(whole.norm, rel=1e-13)
+
+
+@pytest.mark.parametrize("condition", [1.0, 500.0, 2e3, 1e6, 1e10])
+def test_weak_directions_count(condition: float) -> None:
+    """A direction that is far weaker than the others and not zero is part of the rank, and of the norm."""
+    weights = np.geomspace(1, 1 / condition, 6)
+    a, b = normal(6, 50), normal(40, 6, seed=1) * weights
+    (found,) = spectra(linear(a, b))
+    assert found.rank == 6
+    assert found.norm == pytest.approx(np.linalg.norm(b @ a), rel=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
