@@ -57,6 +57,7 @@ class Names:
         computed: tensor name to the constants into which an optimizer computed it, with other tensors.
         quantized: tensor name to the operator that holds it in quantised form.
         open_gemms: module to its Gemm nodes that have no bias.
+        known: every name that an exporter left, also of tensors that can only be refused.
         quantized_operators: the quantised operators that occur in the graph.
     """
 
@@ -70,6 +71,7 @@ class Names:
         self.exporter = _by_name(hit for rule in EXPORTER_RULES for hit in rule(model, self.sites))
         self.computed = _computed(model)
         self.quantized = _quantized(self.sites)
+        self.known = frozenset((*self.exporter, *self.computed, *self.quantized))
         self.open_gemms: dict[str, list[ir.Node]] = defaultdict(list)
         self.quantized_operators: set[str] = set()
         for node in ir.traversal.RecursiveGraphIterator(model.ir.graph):

@@ -134,7 +134,8 @@ class _Resolver:
         self._tied = tied
         wanted = [target.name for target in targets]
         self._by_manifest = uniform_prefix(wanted, self._names.manifest)
-        self._by_exporter = uniform_prefix(wanted, self._names.exporter)
+        self._by_exporter = uniform_prefix(wanted, self._names.known)
+        self._base_exported = uniform_prefix(base.names(), self._names.exporter) if base is not None else None
         self._base_names = base_names if base_names is not None else _names_in(base, wanted)
 
     def resolve(self, target: Target) -> Resolution:
@@ -161,7 +162,7 @@ class _Resolver:
 
     def _exported(self, name: str) -> str | None:
         """What the exporter calls the tensor ``name``; a name that the prefix does not cover stands for itself."""
-        known = self._names.exporter
+        known = self._names.known
         prefixed = self._by_exporter.apply(name) if self._by_exporter is not None else None
         return name if prefixed not in known and name in known else prefixed
 
@@ -204,23 +205,25 @@ class _Resolver:
         """Whether loreg's own note says that the one initializer in question holds this tensor and no other."""
         return len(acting) == 1 and self._names.tenants[acting[0].name] == 1
 
-    def _unique_in_base(self, target: Target) -> bool:
-        """Whether the base checkpoint shows that no other of its tensors holds the same values."""
-        name = self._base_names.get(target.name)
-        if self._base is None or name is None:
-            return False
+    def _twins(self, target: Target) -> list[str]:
+        """Other tensors of the base checkpoint that hold the same values as the target's, and are not tied to it."""
+        assert self._base is not None
+        name, ties = self._base_names[target.name], self._base.ties
         array, shape = self._base.array(name), self._base.shape(name)
+        twins = []
         for other in self._base.names():
-            if (
-                other == name
-                or self._base.ties.get(other) == name
-                or self._base.shape(other) not in (shape, swap(shape))
-            ):
+            if name in (other, ties.get(other)) or ties.get(name) == other:
+                continue
+            if self._base.shape(other) not in (shape, swap(shape)):
                 continue
             held = self._base.array(other)
             if any(same_values(oriented(held, swapped), array) for swapped in (False, True)):
-                return False
-        return True
+                twins.append(other)
+        return twins
+
+    def _unique_in_base(self, target: Target) -> bool:
+        """Whether the base checkpoint shows that no other of its tensors holds the same values."""
+        return self._base is not None and target.name in self._base_names and not self._twins(target)
 
     def _missing(self, target: Target, exported: str | None, module: str | None) -> Resolution:
         """No initializer: a bias that can be put back, or a refusal that says why."""
@@ -358,6 +361,12 @@ class _Resolver:
                 OTHER_VALUES, f"{candidate.name!r} does not hold the values of {name!r} of the base checkpoint"
             )
         candidate.rules.add(VALUE_MATCH)
+        for twin in self._twins(target):
+            exported = self._base_exported.apply(twin) if self._base_exported is not None else None
+            if exported not in self._names.exporter:
+                raise _RefusalError(
+                    AMBIGUOUS, f"{twin!r} has the same values and is not in the graph: an optimizer made one of the two"
+                )
 
     # -- ties -----------------------------------------------------------------------------------------------
 

@@ -148,17 +148,17 @@ def graph(
     weights: dict[str, np.ndarray],
     *,
     inputs: dict[str, Sequence[int | str]],
-    output: str = "y",
+    output_shape: Sequence[int | str] = ("rows", "columns"),
     path: Path | None = None,
     external: bool = False,
 ) -> onnx.ModelProto:
-    """A model of float32 inputs and one output; saved to ``path`` where one is given."""
+    """A model of float32 inputs and the float32 output ``y``; saved to ``path`` where one is given."""
     proto = helper.make_model(
         helper.make_graph(
             list(nodes),
             "g",
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
-            [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, output_shape)],
             [numpy_helper.from_array(array, name) for name, array in weights.items()],
         ),
         opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)],
