@@ -1,0 +1,105 @@
+"""Where the parts of a registry lie in its folder (spec/registry.md section 1)."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from lora_registry.errors import ConflictError, IntegrityError, NotAllowedError, UsageError
+from lora_registry.format.files import atomic_write, storage_errors, sync_folder
+
+STORE_VERSION = 1
+"""Version of the layout on disk; the catalogue's own version is in ``migrations``."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII)
+_TEMPORARY = re.compile(r"\..+\.tmp", re.ASCII)
+
+
+def parse_location(location: str | Path) -> Path:
+    """The folder that ``location`` names.
+
+    Raises:
+        UsageError: a URL; a registry is a folder, and databases or object stores are refused by name.
+    """
+    if match := _SCHEME.match(str(location)):
+        raise UsageError(f"a registry is a folder; {match[1]}:// is not supported")
+    return Path(location).expanduser().absolute()
+
+
+class Layout:
+    """The names inside a registry's folder.
+
+    Attributes:
+        root: the folder.
+        marker: says that the folder is a registry, and in which version of the layout.
+        lock: the file that ``flock`` is taken on; empty.
+        database: the catalogue, an SQLite database.
+        journal: the event log as lines of JSON.
+        blobs: content-addressed files.
+        temporary: files that are being written, on the same file system as ``blobs``.
+        backups: databases as they were before a migration or a reindex.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.marker = root / "loreg-store.json"
+        self.lock = root / "lock"
+        self.database = root / "catalogue.sqlite"
+        self.journal = root / "journal.jsonl"
+        self.blobs = root / "blobs"
+        self.temporary = root / "tmp"
+        self.backups = root / "backups"
+
+    @property
+    def database_side_files(self) -> tuple[Path, ...]:
+        """What SQLite may keep beside its database: the rollback journal, the write-ahead log and its index."""
+        return tuple(self.database.with_name(self.database.name + suffix) for suffix in ("-journal", "-wal", "-shm"))
+
+    def is_own(self, name: str) -> bool:
+        """Whether a file or folder called ``name`` in the root is one of loreg's."""
+        own = {self.marker, self.lock, self.database, self.journal, self.blobs, self.temporary, self.backups}
+        return name in {path.name for path in (*own, *self.database_side_files)} or bool(_TEMPORARY.fullmatch(name))
+
+    def exists(self) -> bool:
+        """Whether there is a registry here, of a version that this code reads.
+
+        Raises:
+            ConflictError: a newer loreg laid it out.
+            IntegrityError: the marker cannot be understood.
+        """
+        with storage_errors(self.marker):
+            try:
+                text = self.marker.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        try:
+            version = json.loads(text)["version"]
+        except (ValueError, KeyError, TypeError):
+            raise IntegrityError(f"{self.marker} does not say which version of the layout this is") from None
+        if version != STORE_VERSION:
+            raise ConflictError(
+                f"{self.root} has layout version {version!r}, this loreg reads version {STORE_VERSION}: upgrade loreg"
+            )
+        return True
+
+    def create(self) -> None:
+        """Make the folder and everything in it but the database; safe to call again, and by several at once.
+
+        Raises:
+            NotAllowedError: the folder holds something else, or may not be written.
+        """
+        if self.exists():
+            return
+        with storage_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            for entry in sorted(self.root.iterdir()):
+                if not self.is_own(entry.name):
+                    raise NotAllowedError(f"{self.root} is no registry and holds other things, such as {entry.name!r}")
+            for folder in (self.blobs, self.temporary, self.backups):
+                folder.mkdir(exist_ok=True)
+            self.lock.touch()
+            sync_folder(self.root)
+            with atomic_write(self.marker, overwrite=True) as stream:
+                stream.write(json.dumps({"format": "loreg store", "version": STORE_VERSION}).encode() + b"\n")
+            sync_folder(self.root.parent)
