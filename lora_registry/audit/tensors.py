@@ -13,7 +13,7 @@ from lora_registry.adapter import LOW_RANK, Kind
 from lora_registry.audit.measure import Measure
 from lora_registry.audit.report import Checked, Skipped
 from lora_registry.audit.rules import found
-from lora_registry.audit.text import listed, printable
+from lora_registry.audit.text import counted, listed, printable
 from lora_registry.findings import Finding
 
 FAMILY = 16
@@ -36,7 +36,7 @@ def check_tensors(measures: Sequence[Measure], *, complete: bool = True) -> Iter
     """
     yield from _nonfinite(measures)
     if complete and measures and all(measure.dead for measure in measures):
-        yield found("A-002", "targets", f"all {len(measures)} targets leave the base as it is")
+        yield found("A-002", "targets", f"{counted(len(measures), 'target')}, and all leave the base as it is")
     for measure in measures:
         yield from _zeros(measure)
     yield from _ranks(measures)
@@ -60,13 +60,15 @@ def describe(measures: Sequence[Measure]) -> tuple[list[Checked], list[Skipped]]
     skipped = []
     blind = sum(measure.target.kind in LOW_RANK and not measure.spectra for measure in measures)
     if blind:
-        skipped.append(Skipped("norm and rank", f"{blind} targets have factors that are not finite"))
+        skipped.append(Skipped("norm and rank", f"not finite: the factors of {counted(blind, 'target')}"))
     small = sum(size < FAMILY for size in sizes.values())
     if small:
-        skipped.append(Skipped("outlier norms", f"{small} families have fewer than {FAMILY} members to compare"))
+        skipped.append(
+            Skipped("outlier norms", f"fewer than {FAMILY} members to compare with in {counted(small, 'family')}")
+        )
     based = sum(bool({"magnitude", "value"} & set(measure.scans)) for measure in measures)
     if based:
-        why = f"{based} targets hold a magnitude or whole values: what they change depends on the base's weights"
+        why = f"depends on the base's weights where there is a magnitude or a value: {counted(based, 'target')}"
         skipped.append(Skipped("size of the change", why))
     return checked, skipped
 

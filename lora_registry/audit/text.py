@@ -26,3 +26,10 @@ def listed(names: Sequence[str], limit: int = 4) -> str:
     """The first few of ``names`` with a count of the others: ``a, b and 3 more``."""
     shown = ", ".join(printable(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 target``, ``2 targets``, ``2 families``."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"

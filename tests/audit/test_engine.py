@@ -162,7 +162,7 @@ def test_whole_tensors_are_weighed(clean: Adapter) -> None:
     whole = Target(name="score.weight", kind=Kind.FULL, layout=(), shape=(5, 7), tensors={"value": value})
     adapter = replace(clean, targets=(whole,))
     (finding,) = (finding for finding in audit(adapter).findings if finding.rule == "A-010")
-    assert finding.message == "140 bytes in 1 tensors, 100 % of the adapter, largest first: score.weight"
+    assert finding.message == "140 bytes in 1 tensor, 100 % of the adapter, largest first: score.weight"
 
 
 def test_progress(clean: Adapter) -> None:

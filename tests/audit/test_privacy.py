@@ -9,7 +9,7 @@ import pytest
 from lora_registry.adapter import Adapter
 from lora_registry.audit.engine import audit
 from lora_registry.audit.privacy import check_text, local_path, strings
-from lora_registry.audit.text import listed, printable
+from lora_registry.audit.text import counted, listed, printable
 from lora_registry.format.document import to_document
 
 RANDOM = "a1B2c3D4" * 8  # secrets are put together here, so that no scanner of repositories takes them for some
@@ -175,3 +175,4 @@ def test_text() -> None:
     assert printable("a\nb\x1b") == "a\\nb\\x1b"
     assert listed(["a", "b"]) == "a, b"
     assert listed(list("abcdef"), 2) == "a, b and 4 more"
+    assert (counted(1, "target"), counted(0, "check"), counted(2, "family")) == ("1 target", "0 checks", "2 families")
