@@ -1,0 +1,105 @@
+"""Tied embeddings: a stated policy, never silence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from peft import LoraConfig
+from peft_adapters import make_peft_adapter, merged_model
+from transformers import AutoModelForCausalLM
+
+from lora_registry.adapter import Adapter
+from lora_registry.errors import ConflictError
+from lora_registry.merge.base import open_base
+from lora_registry.merge.checkpoint import merge_checkpoint
+from loreg_converters.peft import converter
+
+TARGETS = {
+    "input": {"target_modules": ["embed_tokens", "q_proj"]},
+    "output": {"target_modules": ["lm_head", "q_proj"]},
+    "both": {"target_modules": ["embed_tokens", "lm_head"]},
+}
+
+
+def peft_model(side: str, folder: Path) -> tuple[torch.nn.Module, Adapter]:
+    wrapped = make_peft_adapter(tiny_models.llama(tied=True), LoraConfig(r=4, lora_alpha=9, **TARGETS[side]), folder)
+    return wrapped, converter.read(folder)[0]
+
+
+def logits(model: torch.nn.Module) -> np.ndarray:
+    with torch.no_grad():
+        return model(input_ids=torch.arange(3, 15)[None]).logits.numpy()
+
+
+@pytest.mark.parametrize("side", TARGETS)
+def test_untie_means_what_the_unmerged_adapter_means(side: str, tiny_dir: Callable[[str], Path], tmp_path: Path) -> None:
+    """The merged model, loaded by transformers, computes what PEFT computes without merging."""
+    wrapped, adapter = peft_model(side, tmp_path / "peft")
+    receipt = merge_checkpoint(adapter, tiny_dir("llama-tied"), tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    np.testing.assert_allclose(logits(loaded), logits(wrapped), rtol=1e-4, atol=1e-4)
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes())["tie_word_embeddings"] is False
+    assert any("no longer tied" in note for note in receipt.notes)
+    assert "lm_head.weight" in set(open_base(tmp_path / "out").names())
+
+
+@pytest.mark.parametrize("side", TARGETS)
+def test_both_means_what_peft_merging_means(side: str, tiny_dir: Callable[[str], Path], tmp_path: Path) -> None:
+    """tied="both" gives merge_and_unload()'s model, which differs from the unmerged one."""
+    wrapped, adapter = peft_model(side, tmp_path / "peft")
+    unmerged = logits(wrapped)
+    merge_checkpoint(adapter, tiny_dir("llama-tied"), tmp_path / "out", tied="both")
+    loaded = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval())
+    np.testing.assert_allclose(loaded, logits(merged_model(wrapped)), rtol=1e-4, atol=1e-4)
+    assert not np.allclose(loaded, unmerged, rtol=1e-2, atol=1e-2)
+
+
+def test_a_tie_can_be_an_error(tiny_dir: Callable[[str], Path], tmp_path: Path) -> None:
+    """tied="error" names both tensors and writes nothing."""
+    _, adapter = peft_model("input", tmp_path / "peft")
+    with pytest.raises(ConflictError, match="lm_head.weight and model.embed_tokens.weight"):
+        merge_checkpoint(adapter, tiny_dir("llama-tied"), tmp_path / "out", tied="error")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_untied_shard_is_in_the_index(tiny_dir: Callable[[str], Path], tmp_path: Path) -> None:
+    """The tensor that untying adds has its place in weight_map, and total_size counts it."""
+    AutoModelForCausalLM.from_pretrained(tiny_dir("llama-tied")).save_pretrained(
+        tmp_path / "base", max_shard_size="40KB"
+    )
+    wrapped, adapter = peft_model("output", tmp_path / "peft")
+    merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_bytes())
+    merged = open_base(tmp_path / "out")
+    assert index["weight_map"] == merged.places
+    assert index["metadata"]["total_size"] == sum(merged.array(name).nbytes for name in merged.names())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    np.testing.assert_allclose(logits(loaded), logits(wrapped), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("flag", "expected"), [(None, True), (True, True), (False, False)])
+def test_the_configuration_decides(flag: bool | None, expected: bool, tiny_dir, tmp_path: Path) -> None:
+    """Where the head is not stored it is tied unless the configuration denies it."""
+    (tmp_path / "model.safetensors").write_bytes((tiny_dir("llama-tied") / "model.safetensors").read_bytes())
+    config = {"architectures": ["LlamaForCausalLM"]} | ({} if flag is None else {"tie_word_embeddings": flag})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert ("lm_head.weight" in open_base(tmp_path).ties) is expected
+
+
+def test_stored_heads_are_tied_only_where_equal(tiny_dir, tmp_path: Path) -> None:
+    """Without a word in the configuration, a head with values of its own is its own."""
+    (tmp_path / "model.safetensors").write_bytes((tiny_dir("llama-untied") / "model.safetensors").read_bytes())
+    assert open_base(tmp_path).ties == {}
+
+
+def test_a_model_without_a_head_has_no_tie(tiny_dir, tmp_path: Path) -> None:
+    """A classifier on the same body does not get a language-modelling head by merging."""
+    (tmp_path / "model.safetensors").write_bytes((tiny_dir("llama-tied") / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForSequenceClassification"]}))
+    assert open_base(tmp_path).ties == {}
