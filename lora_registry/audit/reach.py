@@ -46,7 +46,8 @@ def _whole(adapter: Adapter) -> Iterator[Finding]:
         stored = sum(sizes.values())
         names = sorted(sizes, key=lambda name: -sizes[name])
         share = 100.0 * stored / total if total else 0.0
-        message = f"{stored} bytes in {counted(len(sizes), 'tensor')}, {share:.3g} % of the adapter, largest first: {listed(names)}"
+        what = f"{stored} bytes in {counted(len(sizes), 'tensor')}, {share:.3g} % of the adapter"
+        message = f"{what}, largest first: {listed(names)}"
         yield found("A-010", "targets", message)
 
 

@@ -36,9 +36,10 @@ def check_tensors(measures: Sequence[Measure], *, complete: bool = True) -> Iter
     """
     yield from _nonfinite(measures)
     if complete and measures and all(measure.dead for measure in measures):
-        yield found("A-002", "targets", f"{counted(len(measures), 'target')}, and all leave the base as it is")
-    for measure in measures:
-        yield from _zeros(measure)
+        yield _nothing(measures)
+    else:
+        for measure in measures:
+            yield from _zeros(measure)
     yield from _ranks(measures)
     for name, members in families(measures).items():
         if len(members) >= FAMILY:
@@ -96,6 +97,17 @@ def _nonfinite(measures: Sequence[Measure]) -> Iterator[Finding]:
             yield found("A-001", _place(measure), "s·B·A overflows float64")
 
 
+def _nothing(measures: Sequence[Measure]) -> Finding:
+    """A-002, with the reasons that A-003 to A-005 would give target by target."""
+    reasons = Counter(finding.rule for measure in measures for finding in _zeros(measure))
+    words = {"A-003": "B or delta", "A-004": "A", "A-005": "the scale"}
+    why = [f"{words[rule]} is zero in {count}" for rule, count in sorted(reasons.items())]
+    message = (
+        f"{counted(len(measures), 'target')}, and all leave the base as it is: {', '.join(why) or 's·B·A is zero'}"
+    )
+    return found("A-002", "targets", message)
+
+
 def _zeros(measure: Measure) -> Iterator[Finding]:
     """A-003 to A-005: the reasons for which a target does nothing, each by itself."""
     target = measure.target
@@ -121,8 +133,8 @@ def _ranks(measures: Sequence[Measure]) -> Iterator[Finding]:
             low = [spectrum for spectrum in measure.spectra if spectrum.rank < spectrum.limit]
             if low:
                 worst = min(low, key=lambda spectrum: spectrum.rank / spectrum.limit)
-                experts = f" in {len(low)} of {len(measure.spectra)} experts" if len(measure.spectra) > 1 else ""
-                text = f"{measure.target.name} ({worst.rank} of {worst.limit}{experts})"
+                experts = f" ({len(low)} of {len(measure.spectra)} experts)" if len(measure.spectra) > 1 else ""
+                text = f"{worst.rank} of {worst.limit} in {measure.target.name}{experts}"
                 deficient.append((worst.rank / worst.limit, text))
     if deficient:
         total = sum(bool(measure.spectra) for measure in measures)

@@ -24,7 +24,7 @@ def printable(text: str, limit: int = 80) -> str:
 
 def listed(names: Sequence[str], limit: int = 4) -> str:
     """The first few of ``names`` with a count of the others: ``a, b and 3 more``."""
-    shown = ", ".join(printable(name) for name in names[:limit])
+    shown = ", ".join(printable(name, 300) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 

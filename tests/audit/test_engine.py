@@ -118,6 +118,15 @@ def test_nothing_is_decided_while_a_target_is_unread(clean: Adapter) -> None:
     assert "A-002" not in {finding.rule for finding in part.findings}
 
 
+def test_nothing_is_said_once(clean: Adapter) -> None:
+    """An adapter that does nothing gets one finding with the reasons, in place of one for each target."""
+    empty = replace(clean, targets=tuple(replace(target, scale=0.0) for target in clean))
+    zero = from_array(np.zeros((12, 3), np.float32))
+    (finding,) = audit(with_first(empty, tensors={"B": zero})).findings
+    reasons = "B or delta is zero in 1, the scale is zero in 22"
+    assert str(finding) == f"A-002 at targets: 22 targets, and all leave the base as it is: {reasons}"
+
+
 def test_nan_leaves_the_rank_open(clean: Adapter) -> None:
     """Factors that are not finite have no rank and no norm, and the report says that it is open."""
     values = to_array(clean.target(FIRST).tensors["A"]).copy()
@@ -152,7 +161,7 @@ def test_ranks_are_summed_up(clean: Adapter) -> None:
 
     (finding,) = audit(replace(clean, targets=tuple(map(lowered, clean.targets)))).findings
     assert finding.rule == "A-006"
-    assert finding.message.startswith(f"19 of 21 changes use less than their rank, worst first: {worst} (1 of 3), ")
+    assert finding.message.startswith(f"19 of 21 changes use less than their rank, worst first: 1 of 3 in {worst}, ")
     assert finding.message.endswith("and 15 more")
 
 
