@@ -26,6 +26,14 @@ from lora_registry.onnx.sites import PARAMETER, QUANTIZED_OPERATORS, Read, Site,
 
 FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
 
+REWRITTEN_BY = "pkg.onnxscript.rewriter.rule_name"
+
+_FOLDING_RULES = ("FuseBatchNorm", "AffineConvFusion", "ConvAffineFusion")
+"""onnxscript's rewrites that put other values under a weight's own name."""
+
+_TORCHSCRIPT_FOLDED = "onnx::Conv_"
+"""TorchScript's name for a kernel with a BatchNorm folded in; kernels that are as they were keep their names."""
+
 _QUANTIZED_SUFFIXES = ("_DQ_Q4", "_DQ_Q8", "_Q4", "_Q8", "_quantized")  # onnxruntime.quantization 1.32
 
 
@@ -54,7 +62,7 @@ class Names:
         manifest: tensor name to hits, by loreg's own note.
         tenants: initializer to the number of tensors that it holds by that note.
         exporter: tensor name to hits, by the three rules that read an exporter's notes.
-        computed: tensor name to the constants into which an optimizer computed it, with other tensors.
+        computed: tensor name to the constants into which an optimizer folded it together with other tensors.
         quantized: tensor name to the operator that holds it in quantised form.
         open_gemms: module to its Gemm nodes that have no bias.
         known: every name that an exporter left, also of tensors that can only be refused.
@@ -69,7 +77,7 @@ class Names:
         self.manifest = _by_name(manifest_hits(model))
         self.tenants = Counter(str(hit.value.name) for hits in self.manifest.values() for hit in hits)
         self.exporter = _by_name(hit for rule in EXPORTER_RULES for hit in rule(model, self.sites))
-        self.computed = _computed(model)
+        self.computed = _computed(model, self.sites)
         self.quantized = _quantized(self.sites)
         self.known = frozenset((*self.exporter, *self.computed, *self.quantized))
         self.open_gemms: dict[str, list[ir.Node]] = defaultdict(list)
@@ -148,12 +156,18 @@ def _origins(value: ir.Value) -> list[str]:
     return [origin for origin in origins if isinstance(origin, str)] if isinstance(origins, list) else []
 
 
-def _computed(model: OnnxModel) -> dict[str, list[str]]:
+def _computed(model: OnnxModel, sites: Mapping[str, tuple[Site, ...]]) -> dict[str, list[str]]:
     computed: dict[str, list[str]] = defaultdict(list)
     for name, value in model.initializers.items():
         origins = _origins(value)
         for origin in origins if len(origins) > 1 else ():
             computed[origin].append(name)
+        for site in sites[name]:
+            rewritten = site.path[-1][0].metadata_props.get(REWRITTEN_BY, "") if site.path else ""
+            if site.read in PARAMETER and any(rule in rewritten for rule in _FOLDING_RULES):
+                computed[name].append(name)
+            elif name.startswith(_TORCHSCRIPT_FOLDED) and site.read in PARAMETER and site.scope is not None:
+                computed[f"{site.scope.module}.{PARAMETER[site.read]}".lstrip(".")].append(name)
     return computed
 
 

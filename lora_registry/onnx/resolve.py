@@ -143,7 +143,9 @@ class _Resolver:
         module = exported.rpartition(".")[0] if exported is not None else None
         if exported is not None and exported in self._names.computed:
             constants = ", ".join(self._names.computed[exported])
-            raise _RefusalError(COMPUTED, f"the exporter's optimizer computed it into the constants {constants}")
+            raise _RefusalError(
+                COMPUTED, f"the exporter folded it with other tensors into {constants}; export without optimizing"
+            )
         candidates = self._claims(target, exported)
         searched = not candidates
         if searched:

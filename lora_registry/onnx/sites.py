@@ -23,6 +23,7 @@ Hop: TypeAlias = "tuple[ir.Node, int]"
 
 _STANDARD = ("", "ai.onnx")
 _LONGEST_CHAIN = 32
+_SHAPE_ONLY = frozenset({"Shape", "Size"})  # they never look at a value
 _KERNEL_AXES = ("k", "k", "k")
 
 
@@ -121,6 +122,8 @@ def _walk(value: ir.Value, view: tuple[int, ...], path: tuple[Hop, ...]) -> Iter
         yield Site(path, Read.OTHER, None, None)
     for usage in value.uses():
         node, index = usage.node, usage.idx
+        if node.op_type in _SHAPE_ONLY:
+            continue
         onward = _followed(node, index, view) if len(path) < _LONGEST_CHAIN else None
         if onward is not None:
             yield from _walk(node.outputs[0], onward, (*path, (node, index)))

@@ -345,9 +345,38 @@ def test_a_weight_that_was_computed_into_a_constant_is_refused(exports: Exports)
     factors = {"A": tensor_of(torch.zeros(2, 40)), "B": tensor_of(torch.zeros(48, 2))}
     name = "bert.embeddings.position_embeddings.weight"
     target = Target(name=name, kind=Kind.EMBEDDING, layout=("in", "out"), shape=(40, 48), tensors=factors)
-    with pytest.raises(UnsupportedError, match="computed it into the constants") as refusal:
+    with pytest.raises(UnsupportedError, match="folded it with other tensors into") as refusal:
         resolve(model, [target])
     assert rules_of(refusal) == {"O-008"}
+
+
+class Normalized(torch.nn.Module):
+    """Convolutions with BatchNorms behind them, which exporters like to fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.BatchNorm2d(4)
+        self.norm.running_var.uniform_(0.5, 2.0)
+        self.norm.weight.data.uniform_(0.5, 2.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize("options", [{"dynamo": True}, {"dynamo": False}])
+def test_a_kernel_with_a_batch_norm_folded_in_is_refused(options: dict[str, bool], tmp_path: Path) -> None:
+    """The kernel keeps its name or its module, but not its values; a change would be scaled wrongly."""
+    factors = {"A": tensor_of(torch.zeros(2, 3, 3, 3)), "B": tensor_of(torch.zeros(4, 2, 1, 1))}
+    layout = ("out", "in", "k", "k")
+    target = Target(name="conv.weight", kind=Kind.CONV, layout=layout, shape=(4, 3, 3, 3), tensors=factors)
+    module, x = Normalized().eval(), torch.randn(1, 3, 6, 6)
+    torch.onnx.export(module, (x,), str(tmp_path / "folded.onnx"), verbose=False, **options)
+    with pytest.raises(UnsupportedError, match="export without optimizing") as refusal:
+        resolve(OnnxModel.open(tmp_path / "folded.onnx"), [target])
+    assert rules_of(refusal) == {"O-008"}
+    torch.onnx.export(module, (x,), str(tmp_path / "plain.onnx"), verbose=False, dynamo=True, optimize=False)
+    assert only(OnnxModel.open(tmp_path / "plain.onnx"), target).rules == ("initializer", "node-scope")
 
 
 @pytest.mark.parametrize("method", ["int8", "int4", "qdq4"])
