@@ -44,8 +44,13 @@ def merged_model(wrapped: PeftModel | PeftMixedModel) -> torch.nn.Module:
 
 
 def arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """A copy of the ``state_dict``; tied tensors stand in it under each of their names."""
-    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+    """A copy of the ``state_dict`` and of all buffers; tied tensors stand in it under each of their names.
+
+    Buffers that are not saved today may be in older checkpoints, as MiniLM's ``embeddings.position_ids`` is.
+    """
+    return {
+        name: tensor.numpy().copy() for name, tensor in {**dict(model.named_buffers()), **model.state_dict()}.items()
+    }
 
 
 @contextmanager

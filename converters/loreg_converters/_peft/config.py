@@ -125,7 +125,8 @@ class Config:
             return True
         parts = path.split(".")
         around = [".".join(parts[:end]) for end in range(1, len(parts))]
-        return any(is_suffix(name, module) for name in self.saved_modules for module in around)
+        # By the end of the name, dot or no dot: "norm" saves "input_layernorm" too (peft 0.21.2, utils/other.py:1088).
+        return any(module.endswith(name) for name in self.saved_modules for module in around)
 
     def targets_module(self, module: str) -> bool | None:
         """Whether PEFT would put LoRA on ``module``; None where the config does not say.
