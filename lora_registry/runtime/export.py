@@ -19,7 +19,7 @@ from lora_registry.onnx.manifest import KEY, Manifest, Place
 from lora_registry.runtime.names import named_tensors, proven_names
 from lora_registry.runtime.packages import require
 from lora_registry.runtime.quiet import quiet
-from lora_registry.runtime.torch_model import first_line, load
+from lora_registry.runtime.torch_model import DTYPES, first_line, load
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -58,6 +58,26 @@ class ExportReport:
         return {
             key: [str(item) for item in value] if isinstance(value, tuple) else value for key, value in plain.items()
         }
+
+    def lines(self) -> list[tuple[str, object]]:
+        """Name and value of what people want to know."""
+        return [
+            ("files", ", ".join(path.name for path in self.files)),
+            ("bytes", self.nbytes),
+            ("task", self.task),
+            ("dtype", self.dtype),
+            ("inputs", _shortened(self.inputs)),
+            ("outputs", _shortened(self.outputs)),
+            ("base tensors", self.tensors),
+            ("not in the graph", ", ".join(self.unused)),
+        ]
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    """The names, with those of the KV cache counted."""
+    plain = [name for name in names if not name.startswith(("past_key_values.", "present."))]
+    cache = len(names) - len(plain)
+    return ", ".join(plain) + (f" and {cache} of the KV cache" if cache else "")
 
 
 def export_model(
@@ -108,7 +128,7 @@ def export_model(
     checkpoint, unused = proven_names(folder, model.module)
     places = _places(graph, model.module, checkpoint)
     unused += tuple(sorted(checkpoint.keys() - places.keys()))
-    manifest = Manifest(tensors=places, task=model.task, dtype=BY_TORCH[dtype].name, tool=_tool())
+    manifest = Manifest(tensors=places, task=model.task, dtype=DTYPES[dtype], tool=_tool())
     say("writing")
     return _finish(graph, out, manifest, unused=unused, overwrite=overwrite)
 

@@ -171,12 +171,13 @@ def run(session: Any, feeds: dict[str, Any], names: list[str] | None = None) -> 
         UnsupportedError: a kernel is missing in this provider.
     """
     ort = onnxruntime()
+    refusals: tuple[type[Exception], ...] = (ValueError, *errors_of(ort))  # ValueError: an input is missing
     names = names or [output.name for output in session.get_outputs()]
     try:
         return dict(zip(names, session.run(names, feeds), strict=True))
     except ort.capi.onnxruntime_pybind11_state.NotImplemented as error:
         raise UnsupportedError(f"ONNX Runtime has no kernel: {first_line(error)}") from error
-    except (ValueError, *errors_of(ort)) as error:  # ValueError: an input is missing
+    except refusals as error:
         raise InvalidInputError(f"ONNX Runtime: {first_line(error)}") from error
 
 

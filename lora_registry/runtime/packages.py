@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from lora_registry.errors import MissingPackageError
+from lora_registry.errors import MachineError, MissingPackageError
 
 
 def require(package: str, extra: str) -> Any:
@@ -17,10 +17,13 @@ def require(package: str, extra: str) -> Any:
 
     Raises:
         MissingPackageError: it is not installed.
+        MachineError: it is installed and cannot be imported.
     """
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package:
-            raise
+            raise MachineError(f"{package} is installed but cannot be imported: {error}") from error
         raise MissingPackageError(package, extra) from error
+    except ImportError as error:
+        raise MachineError(f"{package} is installed but cannot be imported: {error}") from error

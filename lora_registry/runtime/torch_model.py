@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from lora_registry import dtypes
 from lora_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
 from lora_registry.runtime.packages import require
 from lora_registry.runtime.quiet import quiet
@@ -33,8 +34,11 @@ _TASKS = {
     "Model": Task.ENCODER,  # last: "LMHeadModel" ends so too
 }
 
-DTYPES = ("float32", "float16")
-"""Element types in which loreg loads and exports. ONNX Runtime's CPU provider has next to no bfloat16 kernels."""
+DTYPES = {"float32": "F32", "float16": "F16", "F32": "F32", "F16": "F16"}
+"""Element types in which loreg loads and exports, under torch's and safetensors' names.
+
+ONNX Runtime's CPU provider has next to no bfloat16 kernels, so that nothing could be proved of such a file.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def load(folder: Path, *, dtype: str = "float32") -> TorchModel:
         MissingPackageError: torch or transformers is not installed.
     """
     if dtype not in DTYPES:
-        raise UnsupportedError(f"models run in {' or '.join(DTYPES)}, not in {dtype}")
+        raise UnsupportedError(f"models run in float32 or float16, not in {dtype}")
     config = read_config(folder)
     architecture = _architecture(folder, config)
     task = task_of(architecture, config, folder)
@@ -99,7 +103,7 @@ def load(folder: Path, *, dtype: str = "float32") -> TorchModel:
     model_class = getattr(transformers, architecture, None)
     if model_class is None:
         raise UnsupportedError(f"{folder}: transformers {transformers.__version__} has no architecture {architecture}")
-    module = _from_pretrained(model_class, folder, getattr(torch, dtype))
+    module = _from_pretrained(model_class, folder, getattr(torch, dtypes.DTYPES[DTYPES[dtype]].torch))
     if module.main_input_name != "input_ids":
         raise UnsupportedError(
             f"{folder}: {architecture} takes {module.main_input_name}; loreg runs models of token ids"

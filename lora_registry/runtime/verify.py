@@ -48,6 +48,7 @@ class VerifyReport:
         samples: number of sequences.
         seed: they were drawn with.
         outputs: one record an output.
+        absent: outputs of the base that the merged model does not have, and that were not compared.
     """
 
     holds: bool
@@ -57,6 +58,7 @@ class VerifyReport:
     samples: int
     seed: int
     outputs: tuple[Agreement, ...]
+    absent: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """The report as a JSON object."""
@@ -68,13 +70,15 @@ class VerifyReport:
             "samples": self.samples,
             "seed": self.seed,
             "outputs": [output.to_json() for output in self.outputs],
+            "absent": list(self.absent),
         }
 
     def lines(self) -> list[str]:
         """A line an output and a verdict, for people."""
         verdict = "holds" if self.holds else "does not hold"
         where = f"{self.samples} samples, {self.dtype}, {self.provider}"
-        return [*map(str, self.outputs), f"{verdict}: tolerance {self.tolerance:.0e} relative ({where})"]
+        absent = [f"{name}: not compared, the merged model does not have it" for name in self.absent]
+        return [*map(str, self.outputs), *absent, f"{verdict}: tolerance {self.tolerance:.0e} relative ({where})"]
 
 
 def verify(
@@ -140,6 +144,7 @@ def verify(
         samples=samples,
         seed=seed,
         outputs=outputs,
+        absent=tuple(name for name in wanted if name not in got),
     )
 
 
