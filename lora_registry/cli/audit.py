@@ -91,4 +91,5 @@ def _print_rules(as_json: bool) -> None:
     for rule in RULES.values():
         click.echo(f"{click.style(rule.id, bold=True)}  {rule.severity.value:7}  {rule.title}")
         click.echo(f"       {rule.why}")
+        click.echo(f"       -> {rule.mend}")
     click.echo(plural(len(RULES), "rule"))
