@@ -81,7 +81,8 @@ def delta(target: Target) -> Array:
 
 
 def _scaled(target: Target, role: str, dtype: np.dtype[np.floating]) -> Array:
-    return (to_array(target.tensors[role]).astype(np.float64) * target.scale).astype(dtype)
+    with np.errstate(over="ignore"):  # infinities spread into the result, which is checked
+        return (to_array(target.tensors[role]).astype(np.float64) * target.scale).astype(dtype)
 
 
 def _factors(target: Target, dtype: np.dtype[np.floating]) -> tuple[Array, Array]:
@@ -203,8 +204,9 @@ class RowMerger:
         """
         with np.errstate(all="ignore"):  # what goes wrong shows in the result, which is checked
             result = self._merge(start, stop, base)
-        # One reduction tells that all is well, as NaN and infinity spread into it; only otherwise look closer.
-        if not np.isfinite(np.dot(result, result)):
+            # One reduction tells that all is well, as NaN and infinity spread into it; only otherwise look closer.
+            suspicious = not np.isfinite(np.dot(result, result))
+        if suspicious:
             self._refuse_new_nonfinite(start, base, result)
         return result
 

@@ -33,7 +33,8 @@ class Fidelity:
     def to_json(self) -> dict[str, float | None]:
         """The four numbers by name, to six significant digits: more would be noise of the summation.
 
-        JSON has no infinity: null stands for the ratio of a change to a base, or to a wish, of zeros.
+        JSON has no infinity: null stands for the ratio to a base, or to a change, of zeros, and for figures of
+        weights that are not finite themselves.
         """
         return {
             "relative_error": _digits(self.relative_error),
@@ -66,11 +67,12 @@ class Measurement:
         """
         kept = written.astype(wanted.dtype, copy=False).reshape(-1)
         before, after = base.reshape(-1), wanted.reshape(-1)
-        delta, error = after - before, kept - after
-        self._base += float(np.dot(before, before))
-        self._wanted += float(np.dot(delta, delta))
-        self._error += float(np.dot(error, error))
-        self._cross += float(np.dot(delta, error))
+        with np.errstate(over="ignore", invalid="ignore"):  # weights of 1e20, or infinite: the figure says so
+            delta, error = after - before, kept - after
+            self._base += float(np.dot(before, before))
+            self._wanted += float(np.dot(delta, delta))
+            self._error += float(np.dot(error, error))
+            self._cross += float(np.dot(delta, error))
         self._unchanged += int(np.count_nonzero(kept == before))
         self._elements += before.size
 

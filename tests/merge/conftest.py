@@ -19,7 +19,7 @@ Merged = tuple[Adapter, dict[str, np.ndarray]]
 
 @pytest.fixture
 def peft_merge(tmp_path: Path) -> Callable[[str, LoraConfig], Merged]:
-    """A function from a tiny model's name and a configuration to the adapter and the tensors that PEFT's merge gives."""
+    """A function from a tiny model's name and a configuration to the adapter and the tensors of PEFT's merge."""
 
     def make(name: str, config: LoraConfig) -> Merged:
         folder = tmp_path / "peft"

@@ -52,7 +52,7 @@ def test_equals_peft(job: str, peft_merge, tiny_dir: Callable[[str], Path], tmp_
 
 
 def test_bfloat16_is_the_correctly_rounded_sum(peft_merge, tiny_dir, tmp_path: Path) -> None:
-    """At most one in ten thousand elements of a bfloat16 merge differs from the rounded float64 sum, and by one unit."""
+    """At most one element in ten thousand differs from the rounded float64 sum, and by one unit."""
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(tiny_dir("llama-untied"), dtype=torch.bfloat16)
@@ -145,7 +145,11 @@ def test_a_single_file_gives_a_single_file(peft_merge, tiny_dir, tmp_path: Path)
     assert all(relative(actual[name], expected[name]) <= TOLERANCE for name in expected)
     receipt = json.loads((tmp_path / "cnn.safetensors.receipt.json").read_bytes())
     assert [record["name"] for record in receipt["outputs"]] == ["cnn.safetensors"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cnn.safetensors", "cnn.safetensors.receipt.json", "peft"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cnn.safetensors",
+        "cnn.safetensors.receipt.json",
+        "peft",
+    ]
 
 
 def test_rounding_losses_are_told(peft_merge, tiny_dir, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from loreg_converters.peft import converter
 from peft import LoraConfig
 from peft_adapters import make_peft_adapter, merged_model
 from transformers import AutoModelForCausalLM
@@ -18,7 +19,6 @@ from lora_registry.adapter import Adapter
 from lora_registry.errors import ConflictError
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
-from loreg_converters.peft import converter
 
 TARGETS = {
     "input": {"target_modules": ["embed_tokens", "q_proj"]},
@@ -38,7 +38,9 @@ def logits(model: torch.nn.Module) -> np.ndarray:
 
 
 @pytest.mark.parametrize("side", TARGETS)
-def test_untie_means_what_the_unmerged_adapter_means(side: str, tiny_dir: Callable[[str], Path], tmp_path: Path) -> None:
+def test_untie_means_what_the_unmerged_adapter_means(
+    side: str, tiny_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
     """The merged model, loaded by transformers, computes what PEFT computes without merging."""
     wrapped, adapter = peft_model(side, tmp_path / "peft")
     receipt = merge_checkpoint(adapter, tiny_dir("llama-tied"), tmp_path / "out")
@@ -63,7 +65,7 @@ def test_both_means_what_peft_merging_means(side: str, tiny_dir: Callable[[str],
 def test_a_tie_can_be_an_error(tiny_dir: Callable[[str], Path], tmp_path: Path) -> None:
     """tied="error" names both tensors and writes nothing."""
     _, adapter = peft_model("input", tmp_path / "peft")
-    with pytest.raises(ConflictError, match="lm_head.weight and model.embed_tokens.weight"):
+    with pytest.raises(ConflictError, match=r"lm_head\.weight and model\.embed_tokens\.weight"):
         merge_checkpoint(adapter, tiny_dir("llama-tied"), tmp_path / "out", tied="error")
     assert not (tmp_path / "out").exists()
 
