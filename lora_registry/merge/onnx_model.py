@@ -20,10 +20,11 @@ from lora_registry.format.identity import content_digest
 from lora_registry.merge.base import open_base
 from lora_registry.merge.fit import Fit, Verdict, fit
 from lora_registry.merge.receipt import FileRecord, Receipt, TensorRecord, receipt_path
+from lora_registry.onnx.evidence import VALUE_MATCH
 from lora_registry.onnx.model import OnnxModel, dtype_of
 from lora_registry.onnx.patch import Maker, Patch
 from lora_registry.onnx.resolution import Carrier, Resolution, ResolvedBase, TiedPolicy
-from lora_registry.onnx.resolve import VALUE_MATCH, resolve
+from lora_registry.onnx.resolve import resolve
 from lora_registry.onnx.save import Progress, SavedFile, save
 from lora_registry.onnx.values import oriented
 from lora_registry.ops.arrays import Array, round_to
