@@ -138,7 +138,7 @@ def test_order_of_keys_does_not_matter(value: dict[str, int], random: Any) -> No
     "value", [1 << 53, -(1 << 53), 2.0**53, -1e20, "\ud800", {"\udfff": 1}, {1: 2}, b"bytes", {1, 2}]
 )
 def test_values_without_a_form(value: Any) -> None:
-    """Numbers that would be written as too big integers, lone surrogates, keys and types that JSON lacks are refused."""
+    """Numbers beyond the integers of JSON, lone surrogates, and keys and types that it lacks are refused."""
     with pytest.raises(JsonError):
         encode(value)
 

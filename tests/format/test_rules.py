@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lora_registry.adapter import LAYOUTS, Adapter, Kind, Tensor
 from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError
-from lora_registry.format.document import tensor_key, to_document
+from lora_registry.format.document import from_document, tensor_key, to_document
+from lora_registry.format.identity import content_digest
 from lora_registry.format.limits import DIMENSION, JSON_DEPTH
 from lora_registry.format.reader import check_file, read_adapter
 from lora_registry.format.rules import RULES, check_document
@@ -260,6 +263,40 @@ def test_every_problem_is_reported(adapter: Adapter, make_file: Callable[..., Pa
     draft.document["base"] = []
     places = {finding.rule: finding.place for finding in check_file(make_file(draft.document, draft.tensors))}
     assert places == {"R-025": f"targets/{LINEAR}/scale", "R-022": f"targets/{EMBEDDING}/kind", "R-037": "base"}
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 12)
+    | st.floats(-2, 2)
+    | st.sampled_from(["", "A", "B", "out", "in", "k", "loreg", "conv", "tokens", "full", SOME_DIGEST]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["A", "B", "value", "read", "kind", "shape", ""]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every place inside of a document: the object or list, and the key or index in it."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, item in items for place in ((value, key), *places(item))]
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_value_anywhere_is_reported_or_harmless(adapter: Adapter, data: st.DataObject) -> None:
+    """Whatever stands in any place of a document, checking it returns findings; what has none can be read."""
+    draft = Draft(adapter)
+    for _ in range(data.draw(st.integers(1, 2))):
+        parent, key = data.draw(st.sampled_from(places(draft.document)))
+        parent[key] = data.draw(JSON)
+    findings = check_document(draft.document, {key: (t.dtype, t.shape) for key, t in draft.tensors.items()})
+    assert {finding.rule for finding in findings} <= set(RULES)
+    if not findings:
+        content_digest(from_document(draft.document, draft.tensors))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])

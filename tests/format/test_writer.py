@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from lora_registry.adapter import Adapter, Kind, Target, Tensor
+from lora_registry.adapter import Adapter, Base, Json, Kind, Target, Tensor
 from lora_registry.digest import Digest
 from lora_registry.errors import (
     ConflictError,
@@ -23,6 +24,8 @@ from lora_registry.errors import (
     NotAllowedError,
     NotFoundError,
 )
+from lora_registry.format.canonical import decode, encode
+from lora_registry.format.container import open_container
 from lora_registry.format.files import atomic_write
 from lora_registry.format.limits import HEADER_BYTES, TENSORS
 from lora_registry.format.reader import read_adapter
@@ -57,6 +60,18 @@ def test_file_is_whole_and_alone(adapter: Adapter, tmp_path: Path) -> None:
 def test_writing_twice_gives_the_same_file(adapter: Adapter, tmp_path: Path) -> None:
     """Equal adapters are equal files."""
     assert write_adapter(adapter, tmp_path / "a") == write_adapter(adapter, tmp_path / "b")
+
+
+def test_bytes_are_canonical(adapter: Adapter, tmp_path: Path) -> None:
+    """Header and document are canonical JSON, data begins at a multiple of 8, nothing is empty (P-019, P-020)."""
+    path = tmp_path / "a"
+    write_adapter(replace(adapter, info={}, base=Base()), path)
+    container = open_container(path)
+    header, document = container.header_bytes.rstrip(b" "), container.metadata["loreg"].encode()
+    assert encode(decode(header)) == header
+    assert container.data_start % 8 == 0
+    assert encode(decode(document)) == document
+    assert set(cast("dict[str, Json]", decode(document))) == {"loreg", "targets"}
 
 
 def test_existing_file_is_kept(adapter: Adapter, tmp_path: Path) -> None:
