@@ -28,15 +28,16 @@ def log(reference: str | None, limit: int, registry_home: str | None, as_json: b
         print_json([event.to_json() for event in events])
         return
     print_table(
-        ("event", "time", "actor", "action", "reference", "digest"),
+        ("event", "time", "actor", "action", "reference", "before", "after"),
         [
             (
                 event.sequence,
                 event.time[:19].replace("T", " "),
                 event.actor,
                 event.action,
-                event.reference or "-",
-                event.digest.short if event.digest else "-",
+                f"{event.repository}:{event.tag}" if event.tag else event.repository,
+                event.before.short if event.before else "-",
+                event.after.short if event.after else "-",
             )
             for event in events
         ],

@@ -36,7 +36,9 @@ def gc(grace_hours: float, dry_run: bool, registry_home: str | None, as_json: bo
         print_json(swept.to_json())
     else:
         verb = "would delete" if dry_run else "deleted"
-        click.echo(f"{verb} {plural(len(swept.blobs), 'blob')}, {size(swept.bytes)}")
+        click.echo(
+            f"{verb} {plural(len(swept.manifests), 'manifest')} and {plural(len(swept.blobs), 'blob')}, {size(swept.bytes)}"
+        )
 
 
 @command("fsck", examples="loreg fsck --json")
@@ -70,3 +72,5 @@ def reindex(registry_home: str | None, as_json: bool) -> None:
     else:
         manifests, tags = plural(rebuilt.manifests, "manifest"), plural(rebuilt.tags, "tag")
         click.echo(f"rebuilt {manifests}, {tags}, {plural(rebuilt.events, 'event')}")
+        for repository, digest in rebuilt.lost:
+            click.echo(f"{click.style('lost', fg='red')} {repository}@{digest}")

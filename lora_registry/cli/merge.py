@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_registry.cli._adapters import ADAPTER, open_any
-from lora_registry.cli._command import command, json_option, registry_option
-from lora_registry.cli._output import print_fields, print_json
+from lora_registry.cli._command import command, json_option, printable, registry_option
+from lora_registry.cli._output import plural, print_fields, print_json, size
 from lora_registry.cli._progress import progress
 from lora_registry.errors import UsageError
 
@@ -115,7 +115,33 @@ def _refuse(**options: object) -> None:
 
 
 def _print(receipt: Receipt, output: Path) -> None:
+    from lora_registry.merge.receipt import receipt_path
+
     click.echo(f"merged into {click.style(str(output), bold=True)}")
-    print_fields(receipt.lines())
+    losses = [record.fidelity.relative_error for record in receipt.tensors if record.fidelity is not None]
+    print_fields(
+        [
+            ("adapter", receipt.adapter),
+            ("base", _VERDICTS[receipt.verdict]),
+            ("merged", f"{plural(len(receipt.tensors), 'tensor')} from {_targets(receipt)}"),
+            ("lost to rounding", f"{max(losses):.2%} of the worst change, {sum(losses) / len(losses):.2%} on average")
+            if losses
+            else ("lost to rounding", None),
+            ("written", ", ".join(f"{record.name} ({size(record.size)})" for record in receipt.outputs[:4])),
+            ("receipt", receipt_path(output)),
+        ]
+    )
+    for note in receipt.notes:
+        click.echo(f"{click.style('note', fg='cyan')}     {printable(note)}", err=True)
     for warning in receipt.warnings:
-        click.echo(f"{click.style('warning', fg='yellow')}  {warning}", err=True)
+        click.echo(f"{click.style('warning', fg='yellow')}  {printable(warning)}", err=True)
+
+
+def _targets(receipt: Receipt) -> str:
+    return plural(len({record.target for record in receipt.tensors}), "target")
+
+
+_VERDICTS = {
+    "exact": "the one that the adapter was made for, by its fingerprints",
+    "same-shapes": "fits in names and shapes; its weights are other ones, or not known to be the same",
+}

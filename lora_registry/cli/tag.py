@@ -34,7 +34,10 @@ def tag(
     registry_home: str | None,
     as_json: bool,
 ) -> None:
-    """Give the adapter behind REFERENCE the further tag NEW_TAG, in the same repository."""
+    """Give the adapter behind REFERENCE the further tag NEW_TAG.
+
+    NEW_TAG is a tag in the same repository, such as prod, or repository:tag.
+    """
     record = Registry.open(registry_home).tag(reference, new_tag, move=move, immutable=immutable, expect=expect)
     if as_json:
         print_json(record.to_json())
