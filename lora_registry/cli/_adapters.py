@@ -78,7 +78,7 @@ def _known(source: str, registry_home: str | None) -> bool:
     return True
 
 
-class AdapterType(click.ParamType):
+class AdapterType(click.ParamType[str]):
     """A reference or a path; completes both."""
 
     name = "adapter"

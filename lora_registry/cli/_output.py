@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, rig
         right: the columns to align at the right.
     """
     texts = [[printable(str(cell)) for cell in row] for row in rows]
-    if not click.get_text_stream("stdout").isatty():
+    if not sys.stdout.isatty():
         for row in [list(columns), *texts]:
             click.echo("\t".join(row))
         return

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
-
-import click
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with what is done and what there is to do, in the unit of the task."""
@@ -21,7 +20,7 @@ def progress(what: str, *, unit: str = "bytes", quiet: bool = False) -> Iterator
         unit: ``bytes`` shows sizes and rates, anything else shows counts.
         quiet: show nothing even on a terminal.
     """
-    if quiet or not click.get_text_stream("stderr").isatty():
+    if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
@@ -45,7 +44,7 @@ def progress(what: str, *, unit: str = "bytes", quiet: bool = False) -> Iterator
 @contextmanager
 def status(what: str, *, quiet: bool = False) -> Iterator[None]:
     """Show a spinner on stderr while the block runs, for work that cannot say how far it is."""
-    if quiet or not click.get_text_stream("stderr").isatty():
+    if quiet or not sys.stderr.isatty():
         yield
         return
     from rich.console import Console

@@ -15,7 +15,7 @@ from lora_registry.cli._progress import status
     "export",
     examples="""
 loreg export ./base -o base.onnx
-loreg export ./base -o base.onnx --dtype F16
+loreg export ./base -o base.onnx --overwrite
 """,
 )
 @click.argument("model", type=click.Path(path_type=Path))

@@ -36,9 +36,8 @@ def gc(grace_hours: float, dry_run: bool, registry_home: str | None, as_json: bo
         print_json(swept.to_json())
     else:
         verb = "would delete" if dry_run else "deleted"
-        click.echo(
-            f"{verb} {plural(len(swept.manifests), 'manifest')} and {plural(len(swept.blobs), 'blob')}, {size(swept.bytes)}"
-        )
+        manifests, blobs = plural(len(swept.manifests), "manifest"), plural(len(swept.blobs), "blob")
+        click.echo(f"{verb} {manifests} and {blobs}, {size(swept.bytes)}")
 
 
 @command("fsck", examples="loreg fsck --json")
