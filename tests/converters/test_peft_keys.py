@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,14 +58,12 @@ def test_tensors_that_do_not_fit_are_named(saved: Path, add: dict[str, torch.Ten
     rewrite(saved, add, drop)
     with pytest.raises(InvalidInputError) as caught:
         converter.read(saved)
-    import re
-
     assert any(re.search(reason, str(finding)) for finding in caught.value.findings), caught.value.findings
 
 
 def test_all_problems_are_told(saved: Path) -> None:
     """Three problems, three findings."""
-    rewrite(saved, {P + "x.mystery": ZERO, P + "y.mystery": ZERO}, drop="lin0.lora_A")
+    rewrite(saved, {P + "x.mystery": ZERO, P + "y.mystery": torch.ones(1)}, drop="lin0.lora_A")
     with pytest.raises(InvalidInputError, match=r"\(and 2 more\)") as caught:
         converter.read(saved)
     assert len(caught.value.findings) == 3

@@ -75,7 +75,7 @@ def test_config_made_from_the_targets_means_the_same(
     reloaded: Callable[[PeftModel, Path], PeftModel],
     inputs: Callable[[PeftModel], torch.Tensor],
 ) -> None:
-    """Without the original config one is made from the targets, and PEFT still computes the same outputs, up to rounding."""
+    """A config made from the targets alone makes PEFT compute the same outputs, up to rounding."""
     wrapped, folder = case
     adapter, _ = converter.read(folder)
     report = converter.write(replace(adapter, origin={}), tmp_path / "made")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lora_registry.adapter import Adapter, Json, Tensor
 from lora_registry.convert.report import Report
 from lora_registry.errors import InvalidInputError, UnsupportedError
-from loreg_converters._peft.config import Config, checked_config, is_suffix
+from loreg_converters._peft.config import Config, checked_config
 from loreg_converters._peft.experts import WRITTEN_VERSION, Era, era, expert_layout
 from loreg_converters._peft.family import family
 from loreg_converters._peft.keys import PREFIX
@@ -74,12 +74,11 @@ def given_names(adapter: Adapter, original: Config | None) -> tuple[frozenset[st
     if original is None:
         return frozenset(), frozenset()
     names = {target.name for target in adapter}
-    parameters = {
-        name
-        for name in names
-        if any(is_suffix(suffix, name) for suffix in original.target_parameters)
-        and not original.targets_module(name.rpartition(".")[0])
-    }
+    parameters = set()
+    for name in names:
+        module, _, leaf = name.rpartition(".")
+        if leaf in original.parameters_of(module) and not original.targets_module(module):
+            parameters.add(name)
     return frozenset(parameters), frozenset(name for name in names if original.saves(name))
 
 

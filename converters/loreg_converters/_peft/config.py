@@ -7,7 +7,7 @@ either known to leave the meaning alone, or understood, or the adapter is refuse
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -86,14 +86,15 @@ class Config:
 
     Attributes:
         raw: the JSON object as it stands in the file.
+        target_parameters: suffix of a module, empty for all of them, to parameters.
         unknown: fields that this version does not know and that are switched off.
     """
 
     raw: Mapping[str, Json]
     scaling: Scaling
-    target_modules: tuple[str, ...] | str | None
-    target_parameters: tuple[str, ...]
-    modules_to_save: tuple[str, ...]
+    target_modules: frozenset[str] | str | None
+    target_parameters: Mapping[str, tuple[str, ...]]
+    modules_to_save: frozenset[str]
     token_indices: Mapping[str, tuple[int, ...]] | tuple[int, ...] | None
     bias: str
     fan_in_fan_out: bool
@@ -105,18 +106,16 @@ class Config:
     unknown: tuple[str, ...]
 
     @property
-    def saved_modules(self) -> tuple[str, ...]:
+    def saved_modules(self) -> frozenset[str]:
         """Suffixes of the modules that are saved whole, those that PEFT adds for the task included."""
-        return self.modules_to_save + TASK_HEADS.get(str(self.raw.get("task_type")), ())
+        return self.modules_to_save.union(TASK_HEADS.get(str(self.raw.get("task_type")), ()))
 
     def parameters_of(self, module: str) -> list[str]:
         """The parameters of ``module`` that ``target_parameters`` names, by PEFT's suffix rule."""
-        found = []
-        for target in self.target_parameters:
-            parent, _, name = target.rpartition(".")
-            if (not parent or is_suffix(parent, module)) and name not in found:
-                found.append(name)
-        return found
+        found: dict[str, None] = {}
+        for suffix in (*suffixes(module), ""):
+            found |= dict.fromkeys(self.target_parameters.get(suffix, ()))
+        return list(found)
 
     def saves(self, path: str) -> bool:
         """Whether PEFT saves the base tensor ``path`` as it is, beside the low-rank tensors."""
@@ -124,9 +123,8 @@ class Config:
         if (leaf == "bias" and self.bias != "none") or module.rpartition(".")[2] in EMBEDDINGS:
             return True
         parts = path.split(".")
-        around = [".".join(parts[:end]) for end in range(1, len(parts))]
-        # By the end of the name, dot or no dot: "norm" saves "input_layernorm" too (peft 0.21.2, utils/other.py:1088).
-        return any(module.endswith(name) for name in self.saved_modules for module in around)
+        around = (".".join(parts[:end]) for end in range(1, len(parts)))
+        return any(not self.saved_modules.isdisjoint(suffixes(module)) for module in around)
 
     def targets_module(self, module: str) -> bool | None:
         """Whether PEFT would put LoRA on ``module``; None where the config does not say.
@@ -144,7 +142,13 @@ class Config:
                 except PatternError:
                     return None
             case names:
-                return any(is_suffix(name, module) for name in names)
+                return not names.isdisjoint(suffixes(module))
+
+
+def suffixes(name: str) -> list[str]:
+    """``a.b.c`` as ``a.b.c``, ``b.c`` and ``c``: what PEFT takes as naming it."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def is_suffix(name: str, of: str) -> bool:
@@ -221,17 +225,17 @@ def _parsed(raw: Mapping[str, Json], where: str) -> Config:
             fields.rank("r", raw.get("r", 8)),
             fields.number("lora_alpha", raw.get("lora_alpha", 8)),
             fields.flag("use_rslora"),
-            {key: fields.rank(f"rank_pattern[{key!r}]", value) for key, value in fields.object("rank_pattern").items()},
+            {key: fields.rank(f"rank_pattern/{key}", value) for key, value in fields.object("rank_pattern").items()},
             {
-                key: fields.number(f"alpha_pattern[{key!r}]", value)
+                key: fields.number(f"alpha_pattern/{key}", value)
                 for key, value in fields.object("alpha_pattern").items()
             },
         ),
         target_modules=fields.text("target_modules")
         if isinstance(raw.get("target_modules"), str)
         else fields.names("target_modules"),
-        target_parameters=fields.names("target_parameters") or (),
-        modules_to_save=fields.names("modules_to_save") or (),
+        target_parameters=_by_module(fields.names("target_parameters") or ()),
+        modules_to_save=fields.names("modules_to_save") or frozenset(),
         token_indices=fields.token_indices(),
         bias=fields.text("bias") or "none",
         fan_in_fan_out=fields.flag("fan_in_fan_out"),
@@ -246,6 +250,14 @@ def _parsed(raw: Mapping[str, Json], where: str) -> Config:
         fields.problem("bias", f"{config.bias!r} is not none, all or lora_only")
     refuse(where, fields.findings)
     return config
+
+
+def _by_module(parameters: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for parameter in sorted(parameters):
+        module, _, name = parameter.rpartition(".")
+        found[module] = (*found.get(module, ()), name)
+    return found
 
 
 class _Fields:
@@ -289,21 +301,21 @@ class _Fields:
             self.problem(place, "is no object")
         return value if isinstance(value, dict) else {}
 
-    def names(self, place: str) -> tuple[str, ...] | None:
+    def names(self, place: str) -> frozenset[str] | None:
         value = self._raw.get(place)
         if value is None:
             return None
         if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
             self.problem(place, "is no list of names")
-            return ()
-        return tuple(cast("list[str]", value))
+            return frozenset()
+        return frozenset(cast("list[str]", value))
 
     def token_indices(self) -> Mapping[str, tuple[int, ...]] | tuple[int, ...] | None:
         value = self._raw.get("trainable_token_indices")
         if value is None:
             return None
         if isinstance(value, dict):
-            return {name: self._rows(f"trainable_token_indices[{name!r}]", rows) for name, rows in value.items()}
+            return {name: self._rows(f"trainable_token_indices/{name}", rows) for name, rows in value.items()}
         return self._rows("trainable_token_indices", value)
 
     def _rows(self, place: str, value: Json) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """``adapter_model.bin``: torch's zip files, read without torch and without running anything.
 
-A pickle is a program that may call whatever it can name. The machine that runs it here can name four
-things, and all four are ours: an ordered mapping, a tensor that is put together from a window of the file,
-the marker of a parameter, and the type of a storage. Everything else is refused before it is looked up.
+A pickle is a program that may call whatever it can name. The machine that runs it here can name four kinds
+of things, and they are ours: an ordered mapping, a tensor that is put together from a window of the file,
+the marker of a parameter, and the types of storages. Everything else is refused before it is looked up.
 The zip members must be stored uncompressed, as torch writes them, so nothing can be blown up.
 """
 
@@ -34,8 +34,10 @@ _STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
     "ByteStorage": "U8", "BoolStorage": "BOOL",
-    "Float8_e4m3fnStorage": "F8_E4M3", "Float8_e5m2Storage": "F8_E5M2",
 }  # fmt: skip
+
+_DTYPES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
+_UNTYPED = "U8"  # storages of newer types are bytes; the tensor over them says what they hold
 
 # What a hostile sequence of opcodes can make the unpickling machine raise.
 _PICKLE_ERRORS = (
@@ -53,6 +55,11 @@ class _Storage:
 @dataclass(frozen=True, slots=True)
 class _StorageType:
     dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Dtype:
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +136,7 @@ def _run(path: Path, program: bytes, members: Mapping[str, memoryview]) -> Any:
 
 
 class _Machine(pickle.Unpickler):
-    """An unpickler for which only four names exist."""
+    """An unpickler for which only the names of a state dict exist."""
 
     def __init__(self, path: Path, program: bytes, members: Mapping[str, memoryview]) -> None:
         super().__init__(io.BytesIO(program))
@@ -142,10 +149,16 @@ class _Machine(pickle.Unpickler):
                 return OrderedDict
             case "torch._utils", "_rebuild_tensor_v2":
                 return _Call(_tensor)
+            case "torch._utils", "_rebuild_tensor_v3":
+                return _Call(_typed_tensor)
             case "torch._utils", "_rebuild_parameter":
                 return _Call(_parameter)
             case "torch", storage if storage in _STORAGES:
                 return _StorageType(_STORAGES[storage])
+            case "torch.storage", "UntypedStorage":
+                return _StorageType(_UNTYPED)
+            case "torch", dtype if dtype in _DTYPES:
+                return _Dtype(_DTYPES[dtype])
         raise InvalidInputError(f"{self._path}: the pickle wants to call {module}.{name}; refused, nothing was run")
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -180,6 +193,16 @@ def _tensor(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple
     elements = np.frombuffer(window, dtype=f"u{width}", count=len(window) // width)
     view = np.lib.stride_tricks.as_strided(elements, size, [step * width for step in stride], writeable=False)
     return Tensor(storage.dtype, tuple(size), memoryview(view.tobytes()))
+
+
+def _typed_tensor(
+    storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], grad: object, hooks: object,
+    dtype: _Dtype, *_: object,
+) -> Tensor:  # fmt: skip
+    """Torch's tensor of a type that has no storage class of its own, over a storage of bytes."""
+    if not isinstance(storage, _Storage) or not isinstance(dtype, _Dtype):
+        _malformed("a tensor over no storage, or of no type")
+    return _tensor(_Storage(dtype.name, storage.data), offset, size, stride)
 
 
 def _parameter(data: Tensor, *_: object) -> Tensor:

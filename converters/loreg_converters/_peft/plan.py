@@ -80,6 +80,7 @@ class _Planner:
         self._nested: dict[str, list[Target]] = defaultdict(list)
         self._with_magnitude: set[str] = set()
         self._with_bias: set[str] = set()
+        self._owners: dict[str, tuple[str, str]] = {}
         self.plan = Plan()
         self.findings: list[Finding] = []
 
@@ -88,6 +89,7 @@ class _Planner:
             if target.kind in LOW_RANK:
                 self._low_rank(target)
         self._nest()
+        self._owners = self._find_owners()
         for target in self._targets.values():
             match target.kind:
                 case Kind.BIAS:
@@ -185,35 +187,35 @@ class _Planner:
         self._scale(target.name, target)
 
     def _bias(self, target: Target) -> None:
-        for owner, path, bias in self._owners():
-            if target.name == bias:
-                if self.plan.scales[owner][1] != target.scale:
-                    self._refuse(target, f"PEFT scales a bias of B by the scale of {owner}, which is another")
-                self._put(f"{path}.lora_B.bias", target.tensors["delta"])
-                self._with_bias.add(path)
-                return
-        self._refuse(target, "a bias delta without low-rank factors on the same module")
+        if target.name not in self._owners:
+            self._refuse(target, "a bias delta without low-rank factors on the same module")
+            return
+        owner, path = self._owners[target.name]
+        if self.plan.scales[owner][1] != target.scale:
+            self._refuse(target, f"PEFT scales a bias of B by the scale of {owner}, which is another")
+        self._put(f"{path}.lora_B.bias", target.tensors["delta"])
+        self._with_bias.add(path)
 
-    def _owners(self) -> list[tuple[str, str, str]]:
-        """(module, path of its factors in the keys, name of its bias) of every module with LoRA."""
-        found = []
+    def _find_owners(self) -> dict[str, tuple[str, str]]:
+        """Name of a bias to (module, path of its factors in the keys), for every module with LoRA."""
+        found = {}
         for module in sorted(self.plan.modules):
             if f"{module}.in_proj_weight" in self._targets:
-                out = f"{module}.base_layer.out_proj"
-                found += [(module, module, f"{module}.in_proj_bias"), (module, out, f"{module}.out_proj.bias")]
+                found[f"{module}.in_proj_bias"] = (module, module)
+                found[f"{module}.out_proj.bias"] = (module, f"{module}.base_layer.out_proj")
             else:
-                found.append((module, module, f"{module}.bias"))
+                found[f"{module}.bias"] = (module, module)
         return found
 
     def _full(self, target: Target) -> None:
         module, _, leaf = target.name.rpartition(".")
         value = target.tensors["value"]
-        for owner, path, bias in self._owners():
-            if target.name == bias:
-                inner = "in_proj_bias" if bias == f"{owner}.in_proj_bias" else "bias"
-                self._put(f"{path}.base_layer.{inner}", value)
-                self.plan.biases = max(self.plan.biases, "lora_only", key=("none", "lora_only", "all").index)
-                return
+        if target.name in self._owners:
+            owner, path = self._owners[target.name]
+            inner = "in_proj_bias" if target.name == f"{owner}.in_proj_bias" else "bias"
+            self._put(f"{path}.base_layer.{inner}", value)
+            self.plan.biases = max(self.plan.biases, "lora_only", key=("none", "lora_only", "all").index)
+            return
         if target.name not in self._given_saved:
             if leaf == "bias" and f"{module}.weight" not in self._targets:
                 self.plan.biases = "all"
@@ -235,7 +237,7 @@ class _Planner:
 
     def _uniform(self) -> None:
         """PEFT has one switch for all modules, where an adapter can differ from target to target."""
-        paths = {path for _, path, _ in self._owners()}
+        paths = {path for _, path in self._owners.values()}
         for what, having in (("magnitude", self._with_magnitude), ("bias of B", self._with_bias)):
             for path in sorted(paths - having if having else ()):
                 self._refuse(

@@ -107,7 +107,7 @@ def _targets(
 
 def _note_untouched(content: Sorted, config: Config, report: Report) -> None:
     """Names in the config on which the file has nothing; PEFT leaves those modules as they are, and so do we."""
-    if isinstance(config.target_modules, tuple):
+    if isinstance(config.target_modules, frozenset):
         for name in unmatched(config.target_modules, [*content.sites, *_insides(content)]):
             report.derived(name, "in target_modules, but no tensor is on it: unchanged")
     for name in unmatched(config.modules_to_save, _ancestors(content.values)):

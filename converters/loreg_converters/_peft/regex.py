@@ -10,6 +10,7 @@ expressions; they are refused by name.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -17,6 +18,7 @@ LENGTH = 8192  # characters of a pattern; Unsloth's for target_modules have some
 STATES = 20_000  # automaton states; a counted repetition multiplies them
 
 _PLAIN = re.compile(r"\^?(?:[A-Za-z0-9_.\-/]|\\[.\-_])*\$?", re.ASCII)
+_LITERAL = re.compile(r"\^(?:[A-Za-z0-9_]|\\[.\-_])+", re.ASCII)
 _CLASSES = {"d": "0-9", "w": r"A-Za-z0-9_", "s": r" \t\n\r\f\v"}
 
 
@@ -77,14 +79,20 @@ class SuffixPattern:
 
     Dots are not escaped there, so they stand for any character. Keys without operators, nearly all, go to
     :mod:`re`, which cannot backtrack far on them; the others to :class:`Regex`.
+
+    Attributes:
+        literal: the one name that the key matches, where it is anchored and every dot is escaped.
+        plain: whether the key has no operators.
     """
 
     def __init__(self, key: str) -> None:
         whole = rf"(.*\.)?({key})$"
-        if len(key) <= LENGTH and _PLAIN.fullmatch(key):
-            self._matches = re.compile(whole).match
+        self.plain = len(key) <= LENGTH and _PLAIN.fullmatch(key) is not None
+        self.literal = re.sub(r"\\(.)", r"\1", key[1:]) if _LITERAL.fullmatch(key) else None
+        if self.literal is not None:
+            self._matches: Callable[[str], object] = self.literal.__eq__
         else:
-            self._matches = Regex(whole).matches  # type: ignore[assignment]
+            self._matches = re.compile(whole).match if self.plain else Regex(whole).matches
 
     def matches(self, name: str) -> bool:
         """Whether PEFT would apply the entry to the module or parameter ``name``."""

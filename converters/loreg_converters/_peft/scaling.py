@@ -12,7 +12,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from loreg_converters._peft.regex import SuffixPattern
+from loreg_converters._peft.regex import PatternError, SuffixPattern
+
+PATTERNS = 4096
+"""Patterns of one kind that are tried in turn for each module."""
+
+OPERATOR_PATTERNS = 64
+"""Those among them that need an automaton."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +45,41 @@ class Scaling:
         Raises:
             PatternError: a pattern cannot be matched in bounded time.
         """
-        return CompiledScaling(
-            self,
-            tuple((SuffixPattern(key), rank) for key, rank in self.rank_pattern.items()),
-            tuple((SuffixPattern(key), alpha) for key, alpha in self.alpha_pattern.items()),
-        )
+        return CompiledScaling(self, FirstMatch(self.rank_pattern), FirstMatch(self.alpha_pattern))
+
+
+class FirstMatch:
+    """The value of the first pattern that matches a name.
+
+    Configs that were made by a program name every module by itself; those patterns are looked up, the
+    others are tried in turn, and there may not be too many of them.
+
+    Raises:
+        PatternError: a pattern cannot be matched in bounded time, or there are too many.
+    """
+
+    def __init__(self, patterns: Mapping[str, float]) -> None:
+        self._literal: dict[str, tuple[int, float]] = {}
+        self._tried: list[tuple[int, SuffixPattern, float]] = []
+        for index, (key, value) in enumerate(patterns.items()):
+            pattern = SuffixPattern(key)
+            if pattern.literal is not None:
+                self._literal.setdefault(pattern.literal, (index, value))
+            else:
+                self._tried.append((index, pattern, value))
+        operators = sum(not pattern.plain for _, pattern, _ in self._tried)
+        if len(self._tried) > PATTERNS or operators > OPERATOR_PATTERNS:
+            raise PatternError(f"{len(self._tried)} patterns, {operators} of them with operators, are too many")
+
+    def find(self, name: str) -> float | None:
+        """The value for ``name``; None where no pattern matches."""
+        first, value = self._literal.get(name, (math.inf, None))
+        for index, pattern, tried in self._tried:
+            if index > first:
+                break
+            if pattern.matches(name):
+                return tried
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +87,18 @@ class CompiledScaling:
     """Ranks and scales by the name of a module, or of a parameter for ``target_parameters``."""
 
     scaling: Scaling
-    ranks: tuple[tuple[SuffixPattern, int], ...]
-    alphas: tuple[tuple[SuffixPattern, float], ...]
+    ranks: FirstMatch
+    alphas: FirstMatch
 
     def rank(self, name: str) -> int:
         """The rank that the config gives ``name``."""
-        return next((rank for pattern, rank in self.ranks if pattern.matches(name)), self.scaling.r)
+        found = self.ranks.find(name)
+        return self.scaling.r if found is None else int(found)
 
     def alpha(self, name: str) -> float:
         """The alpha that the config gives ``name``."""
-        return next((alpha for pattern, alpha in self.alphas if pattern.matches(name)), self.scaling.alpha)
+        found = self.alphas.find(name)
+        return self.scaling.alpha if found is None else found
 
     def scale(self, name: str) -> float:
         """S of ``name``, to the last bit what PEFT computes."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from lora_registry.adapter import Tensor
 from lora_registry.findings import Finding
-from loreg_converters._peft.config import Config, is_suffix
+from loreg_converters._peft.config import Config, suffixes
 from loreg_converters._peft.keys import Key, Part, parse_key, without_base_layers
 from loreg_converters._peft.problems import broken, unsupported
 
@@ -109,5 +109,5 @@ def _set(result: Sorted, where: dict[str, Tensor], name: str, key: Key, tensor: 
 
 def unmatched(names: Iterable[str], modules: Iterable[str]) -> list[str]:
     """Those of ``names`` that no module has, or ends in."""
-    present = list(modules)
-    return [name for name in names if not any(is_suffix(name, module) for module in present)]
+    present = {suffix for module in modules for suffix in suffixes(module)}
+    return sorted(set(names) - present)
