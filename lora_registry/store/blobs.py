@@ -124,7 +124,7 @@ class BlobStore:
                     os.fsync(stream.fileno())
             yield StagedBlob(path, Digest(state.hexdigest()), size)
         finally:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # what cannot be removed now is left to garbage collection
                 path.unlink()
 
     def publish(self, staged: StagedBlob) -> bool:

@@ -33,7 +33,7 @@ RULES: Mapping[str, str] = {
     "S-011": "the events of the database are a whole chain",
     "S-012": "the lines of the journal are a whole chain",
     "S-013": "the journal has every event of the database",
-    "S-014": "the database has every event of the journal",
+    "S-014": "the database has every event of the journal; an error where more than one transaction is missing",
 }
 """Rule id to the rule in one line (spec/registry.md section 9)."""
 

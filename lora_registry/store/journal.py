@@ -130,12 +130,13 @@ class Journal:
                     if head is not None and event.hash == head.hash:
                         return begin + end, beyond
                     if head is not None and event.sequence <= head.sequence:
-                        raise self._diverged(f"has another event {event.sequence} than the database")
+                        what = "has another" if event.sequence == head.sequence else "lacks"
+                        raise self._diverged(f"{what} event {head.sequence}, the database's last")
                     beyond.append(event)
                 end = line_start
             if begin == 0:
                 if head is not None:
-                    raise self._diverged(f"lacks event {head.sequence} of the database")
+                    raise self._diverged(f"lacks event {head.sequence}, the database's last")
                 return 0, beyond
             window *= 4
 

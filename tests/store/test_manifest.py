@@ -1,0 +1,74 @@
+"""The manifest of a pushed adapter."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from small_adapters import small_adapter
+
+from lora_registry.digest import Digest
+from lora_registry.errors import IntegrityError
+from lora_registry.format.container import open_container
+from lora_registry.registry import Registry
+from lora_registry.store.manifest import Blob, Manifest
+from lora_registry.store.store import Store
+
+MANIFEST = Manifest(
+    config=Blob(Digest.of(b"config"), 6),
+    layer=Blob(Digest.of(b"layer"), 5),
+    content=Digest.of(b"content"),
+    base_name="example/base",
+    license="MIT",
+)
+
+
+def test_a_manifest_is_an_oci_image_manifest() -> None:
+    """Field names and media types are those that OCI clients look for."""
+    document = json.loads(MANIFEST.encode())
+    assert document["schemaVersion"] == 2
+    assert document["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
+    assert document["artifactType"] == "application/vnd.loreg.adapter.v1+json"
+    assert document["config"]["size"] == 6
+    (layer,) = document["layers"]
+    assert layer["annotations"] == {"org.opencontainers.image.title": "adapter.loreg.safetensors"}
+    assert document["annotations"]["dev.loreg.content"] == str(MANIFEST.content)
+
+
+def test_a_manifest_reads_back_as_itself() -> None:
+    """With and without the fields that may be missing."""
+    assert Manifest.decode(MANIFEST.encode()) == MANIFEST
+    bare = Manifest(config=MANIFEST.config, layer=MANIFEST.layer, content=MANIFEST.content)
+    assert Manifest.decode(bare.encode()) == bare
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        MANIFEST.encode() + b" ",
+        MANIFEST.encode().replace(b'"schemaVersion":2', b'"schemaVersion":3'),
+        MANIFEST.encode().replace(b'"size":5', b'"size":-5'),
+        MANIFEST.encode().replace(b'"size":5', b'"size":"5"'),
+        MANIFEST.encode().replace(b"sha256:", b"sha512:"),
+        MANIFEST.encode().replace(b"loreg.adapter.v1+safetensors", b"other.v1+safetensors"),
+    ],
+)
+def test_anything_else_is_refused(data: bytes) -> None:
+    """A manifest is what loreg writes, byte for byte."""
+    with pytest.raises(IntegrityError, match="not a manifest"):
+        Manifest.decode(data)
+
+
+def test_equal_adapters_have_equal_manifests_wherever_they_are_pushed(registry: Registry) -> None:
+    """Nothing about time, place or person is in the digest; the config is the document of the file."""
+    first = registry.push(small_adapter(1), "a:1", actor="one")
+    second = registry.push(small_adapter(1), "other/b:2", actor="two")
+    assert first.digest == second.digest
+    assert registry.push(small_adapter(2), "a:2").digest != first.digest
+    blobs = Store(registry.root).blobs
+    manifest = Manifest.decode(blobs.read(first.digest))
+    document = open_container(registry.path("a:1")).metadata["loreg"]
+    assert blobs.read(manifest.config.digest) == document.encode()
