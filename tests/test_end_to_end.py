@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from peft import LoraConfig, PeftModel
 from parity import TOLERANCE, first_output, onnx_output, onnx_weights, relative_error, worst
+from peft import LoraConfig, PeftModel
 from peft_adapters import arrays, make_peft_adapter, merged_model
 from peft_jobs import JOBS, Job
 from safetensors.numpy import load_file
@@ -170,7 +170,7 @@ def test_a_grouped_convolution_is_refused_as_peft_refuses_it(tiny_dir: Callable[
 
 
 def test_untying_does_what_the_unmerged_adapter_does(tiny_dir: Callable[[str], Path], tmp_path: Path) -> None:
-    """An adapter on a tied input embedding leaves the output embedding alone until PEFT merges it; so does ``untie``."""
+    """Unmerged, an adapter on a tied input embedding leaves the output embedding alone; so does ``untie``."""
     wrapped = make_peft_adapter(tiny_models.llama(), LoraConfig(target_modules=["embed_tokens"]), tmp_path / "peft")
     inputs = tiny_models.inputs(tiny_models.llama())
     wanted = first_output(wrapped, inputs)

@@ -14,6 +14,7 @@ import random
 import shutil
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -42,6 +43,7 @@ lines. The license is that of the base model.
 
 def train(base: Path, out: Path) -> None:
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT uses an old name of theirs
     torch.manual_seed(SEED)
     torch.use_deterministic_algorithms(True)
     tokenizer = AutoTokenizer.from_pretrained(base)
