@@ -36,6 +36,8 @@ def checkpoint_files(folder: Path) -> dict[str, Container]:
             shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InvalidInputError(f"{index}: no index of shards") from error
+        if not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
+            raise InvalidInputError(f"{index}: names a shard outside of the folder")
         paths = [folder / shard for shard in shards]
     else:
         paths = [folder / "model.safetensors"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_registry import dtypes
 from lora_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
+from lora_registry.runtime.names import checkpoint_files
 from lora_registry.runtime.packages import require
 from lora_registry.runtime.quiet import quiet
 
@@ -98,6 +99,7 @@ def load(folder: Path, *, dtype: str = "float32") -> TorchModel:
     config = read_config(folder)
     architecture = _architecture(folder, config)
     task = task_of(architecture, config, folder)
+    checkpoint_files(folder)  # checks every header before another reader sees it
     torch = require("torch", "export")
     transformers = require("transformers", "export")
     model_class = getattr(transformers, architecture, None)
