@@ -39,7 +39,7 @@ def open_any(source: str, registry_home: str | None, format_name: str | None = N
 
     Raises:
         NotFoundError: neither a path nor a reference.
-        UsageError: both.
+        UsageError: both; or ``format_name`` for a reference.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -50,6 +50,8 @@ def open_any(source: str, registry_home: str | None, format_name: str | None = N
         return open_path(path, format_name)
     if source.startswith((".", "/", "~")):
         raise NotFoundError(f"no such file or folder: {source}")
+    if format_name is not None:
+        raise UsageError(f"--from says how to read a file or folder, and {source!r} is a reference")
     registry = Registry.open(registry_home)
     return Opened(registry.load(source), source, path=registry.path(source))
 

@@ -42,12 +42,16 @@ def progress(what: str, *, unit: str = "bytes", quiet: bool = False) -> Iterator
 
 
 @contextmanager
-def status(what: str, *, quiet: bool = False) -> Iterator[None]:
-    """Show a spinner on stderr while the block runs, for work that cannot say how far it is."""
+def status(what: str, *, quiet: bool = False) -> Iterator[Callable[[str], None] | None]:
+    """Show a spinner on stderr while the block runs, for work that cannot say how far it is.
+
+    Yields:
+        A function that says what is going on now; None where nobody would see it.
+    """
     if quiet or not sys.stderr.isatty():
-        yield
+        yield None
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
-        yield
+    with Console(stderr=True).status(what) as spinner:
+        yield lambda word: spinner.update(f"{what}: {word}")

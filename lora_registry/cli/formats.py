@@ -21,4 +21,4 @@ def formats(as_json: bool) -> None:
 
 
 def _summary(found: object) -> str:
-    return (type(found).__doc__ or "").strip().split("\n")[0].rstrip(".")
+    return (type(found).__doc__ or "").strip().split("\n")[0].rstrip(".").replace("``", "")
