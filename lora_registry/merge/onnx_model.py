@@ -70,9 +70,10 @@ def merge_onnx(
 
     Raises:
         InvalidInputError: a target was not found, or does not fit; carries a finding for each.
-        UnsupportedError: the targets are quantised, or read by operators that loreg does not know.
+        UnsupportedError: the targets are quantized, or read by operators that loreg does not know.
         InconclusiveError: the adapter's names fit the graph in several ways.
-        ConflictError, NotAllowedError, NotFoundError, MachineError: see :func:`lora_registry.onnx.save.save`.
+        ConflictError: an output exists; or a tensor is tied, and ``tied`` is ``error``.
+        NotAllowedError, NotFoundError, MachineError: see :func:`lora_registry.onnx.save.save`.
     """
     model, out = OnnxModel.open(model_path), Path(out)
     checkpoint = open_base(base) if base is not None else None
@@ -96,7 +97,7 @@ def merge_onnx(
             verdict=fits.verdict.value,
             inputs=inputs,
             outputs=tuple(FileRecord(file.name, file.size, file.digest) for file in saved),
-            options={"tied": tied, "require_exact": require_exact, "dtype": "keep"},
+            options={"tied": tied, "require_exact": require_exact, "dtype": None},
             tensors=merging.records(),
             notes=_notes(resolutions, fits, tied),
         )

@@ -88,12 +88,11 @@ def _write_part(
             copy.put(chunk, chunk if container is not None else None)
         return
     measurement = Measurement()
-    for start, stop, wanted in _changed(part, weight, base.shape(part.source)):
-        before = weight[start:stop]
+    for start, stop, before, wanted in _changed(part, weight, base.shape(part.source)):
         written = _rounded(part.name, wanted, part.entry.dtype)
-        copy.put(as_bytes(written), as_bytes(before) if container is not None else None)
+        copy.put(as_bytes(written), as_bytes(weight[start:stop]) if container is not None else None)
         if part.changes and DTYPES[part.entry.dtype].floating:
-            measurement.add(before.astype(wanted.dtype), wanted, written)
+            measurement.add(before, wanted, written)
     fidelity = measurement.result() if DTYPES[part.entry.dtype].floating else None
     records += [_record(part, target, fidelity) for target in part.changes]
 
@@ -117,22 +116,20 @@ def _ranges(size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + BLOCK, size)
 
 
-def _changed(part: Part, weight: Array, shape: tuple[int, ...]) -> Iterator[tuple[int, int, Array]]:
-    """Every block of the changed tensor: its range and its elements, unrounded."""
-    if not part.changes:
+def _changed(part: Part, weight: Array, shape: tuple[int, ...]) -> Iterator[tuple[int, int, Array, Array]]:
+    """Every block of the tensor: its range, its elements as they were, widened, and as they shall be, unrounded."""
+    if not part.changes or part.changes[0].kind is Kind.FULL:
+        source = to_array(part.changes[0].tensors["value"]).reshape(-1) if part.changes else weight
         for start, stop in _ranges(weight.size):
-            yield start, stop, weight[start:stop]
-    elif part.changes[0].kind is Kind.FULL:
-        value = to_array(part.changes[0].tensors["value"]).reshape(-1)
-        for start, stop in _ranges(weight.size):
-            yield start, stop, widened(value[start:stop])
-    else:
-        compute = np.float64 if weight.dtype == np.float64 else np.float32
-        first, *others = [RowMerger(target, shape, compute) for target in part.changes]
-        if first.needs_norms:
-            first.measure_norms(lambda start, stop: weight[start:stop])
-        for start, stop in first.blocks():
-            block = first.merge(start, stop, weight[start:stop])
-            for other in others:  # sums, whose order does not matter; the plan has seen to that
-                block = other.merge(start, stop, block)
-            yield start, stop, block
+            yield start, stop, widened(weight[start:stop]), widened(source[start:stop])
+        return
+    compute = np.float64 if weight.dtype == np.float64 else np.float32
+    first, *others = [RowMerger(target, shape, compute) for target in part.changes]
+    if first.needs_norms:
+        first.measure_norms(lambda start, stop: weight[start:stop])
+    for start, stop in first.blocks():
+        before = widened(weight[start:stop])
+        block = first.merge(start, stop, before)
+        for other in others:  # sums, whose order does not matter; the plan has seen to that
+            block = other.merge(start, stop, block)
+        yield start, stop, before, block

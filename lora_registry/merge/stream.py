@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,8 @@ from lora_registry.digest import Digest
 from lora_registry.merge.receipt import FileRecord
 
 CHUNK = 1 << 22  # bytes of an untouched tensor that are passed on at a time
-_UNDER_WAY = 4  # chunks that may wait for the slowest thread
+_BATCH = 1 << 21  # bytes that go to the threads together: every hand-over costs a turn of the interpreter lock
+_UNDER_WAY = 4  # batches that may wait for the slowest thread
 _NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
 
 
@@ -36,7 +38,10 @@ class HashedCopy:
         self.written = hashlib.sha256()
         self._stream = stream
         self._threads = [ThreadPoolExecutor(1) for _ in range(3)]
-        self._under_way: deque[list[Future[object]]] = deque()
+        self._to_write: list[bytes | memoryview] = []
+        self._to_read: list[bytes | memoryview] = []
+        self._waiting = 0
+        self._under_way: deque[list[Future[None]]] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -44,22 +49,38 @@ class HashedCopy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for thread in self._threads:
-            thread.shutdown(wait=True, cancel_futures=error is not None)
-        if error is None:
-            self._settle(0)
+        try:
+            if error is None:
+                self._send()
+                self._settle(0)
+        finally:
+            for thread in self._threads:
+                thread.shutdown(wait=True, cancel_futures=True)
 
     def put(self, written: bytes | memoryview, read: bytes | memoryview | None) -> None:
         """Take the next bytes of the output and, where they come from the base, the bytes they come from.
 
+        The bytes must not change afterwards.
+
         Raises:
-            OSError: writing an earlier chunk failed.
+            OSError: writing earlier bytes failed.
         """
-        reader, hasher, writer = self._threads
-        jobs: list[Future[object]] = [writer.submit(self._stream.write, written)]
-        jobs.append(hasher.submit(self.written.update, written))
+        self._to_write.append(written)
         if read is not None:
-            jobs.append(reader.submit(self.read.update, read))
+            self._to_read.append(read)
+        self._waiting += len(written)
+        if self._waiting >= _BATCH:
+            self._send()
+
+    def _send(self) -> None:
+        reader, hasher, writer = self._threads
+        to_write, to_read = self._to_write, self._to_read
+        self._to_write, self._to_read, self._waiting = [], [], 0
+        jobs = [
+            writer.submit(_feed, self._stream.write, to_write),
+            hasher.submit(_feed, self.written.update, to_write),
+            reader.submit(_feed, self.read.update, to_read),
+        ]
         self._under_way.append(jobs)
         self._settle(_UNDER_WAY)
 
@@ -69,6 +90,11 @@ class HashedCopy:
             wait(jobs)
             for job in jobs:
                 job.result()
+
+
+def _feed(take: Callable[[bytes | memoryview], object], chunks: list[bytes | memoryview]) -> None:
+    for chunk in chunks:
+        take(chunk)
 
 
 def copy_file(source: Path, target: Path) -> FileRecord:

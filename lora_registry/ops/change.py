@@ -33,8 +33,8 @@ from lora_registry.adapter import LOW_RANK, Kind, Target
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.ops.arrays import Array, to_array, widened
 
-BLOCK = 1 << 19
-"""Elements of a block: 2 MB of float32, so that base, result and scratch stay in a core's cache."""
+BLOCK = 1 << 18
+"""Elements of a block: 1 MB of float32, so that base, result and scratch stay in a core's cache."""
 
 
 def merged(target: Target, base: Array | None) -> Array:

@@ -66,7 +66,7 @@ class Measurement:
             written: W + D' as the file will hold it, of any float type and the same shape.
         """
         kept = written.astype(wanted.dtype, copy=False).reshape(-1)
-        before, after = base.reshape(-1), wanted.reshape(-1)
+        before, after = base.reshape(-1).astype(wanted.dtype, copy=False), wanted.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):  # weights of 1e20, or infinite: the figure says so
             delta, error = after - before, kept - after
             self._base += float(np.dot(before, before))
