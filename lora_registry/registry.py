@@ -279,12 +279,9 @@ class Registry:
         if not self._exists:
             return []
         with self._store.reading() as catalogue:
-            try:
-                if which is None:
-                    return catalogue.events(limit=limit, newest=True)
-                return catalogue.events(which.repository, which.tag, limit=limit, newest=True)
-            except ValueError as error:
-                raise IntegrityError(f"the event log is damaged: {error}; see `loreg fsck`") from None
+            if which is None:
+                return catalogue.events(limit=limit, newest=True)
+            return catalogue.events(which.repository, which.tag, limit=limit, newest=True)
 
     def gc(self, *, grace: float = GRACE, dry_run: bool = False, actor: str | None = None) -> Swept:
         """Take away what has had no tag for ``grace`` seconds, and blobs that nothing needs.

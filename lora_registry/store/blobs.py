@@ -56,7 +56,7 @@ class BlobStore:
         """Where the blob is, or would be."""
         return self.folder / "sha256" / digest.hex[:2] / digest.hex
 
-    def open(self, digest: Digest) -> Path:
+    def locate(self, digest: Digest) -> Path:
         """Where the blob is.
 
         Raises:
@@ -74,7 +74,7 @@ class BlobStore:
             NotFoundError: it is not there.
             IntegrityError: its bytes have another digest.
         """
-        path = self.open(digest)
+        path = self.locate(digest)
         with storage_errors(path):
             data = path.read_bytes()
         if Digest.of(data) != digest:

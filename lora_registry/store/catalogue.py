@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, select
 
 from lora_registry.adapter import Json
 from lora_registry.digest import Digest
-from lora_registry.errors import ConflictError, NotAllowedError, NotFoundError
+from lora_registry.errors import ConflictError, IntegrityError, NotAllowedError, NotFoundError
 from lora_registry.format.canonical import decode
 from lora_registry.store import tables
 from lora_registry.store.events import Event
@@ -44,7 +44,7 @@ class Entry:
 
 
 class Catalogue:
-    """The catalogue as one transaction sees it."""
+    """The catalogue as one transaction sees it; a row that says nonsense is an IntegrityError."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -142,14 +142,14 @@ class Catalogue:
         if name is not None:
             query = query.where(tables.tags.c.name == name)
         return {
-            (row.repository, row.name): Tag(Digest.parse(row.manifest), row.generation, row.immutable, row.updated)
+            (row.repository, row.name): Tag(_digest(row.manifest), row.generation, row.immutable, row.updated)
             for row in self.connection.execute(query)
         }
 
     def holdings(self) -> dict[tuple[str, Digest], Held]:
         """Which repository holds which manifest."""
         return {
-            (row.repository, Digest.parse(row.manifest)): Held(row.created, row.released)
+            (row.repository, _digest(row.manifest)): Held(row.created, row.released)
             for row in self.connection.execute(select(tables.holdings))
         }
 
@@ -161,12 +161,12 @@ class Catalogue:
         """Every manifest's row, with its blobs."""
         blobs: dict[str, dict[Digest, int]] = {}
         for row in self.connection.execute(select(tables.blob_references)):
-            blobs.setdefault(row.manifest, {})[Digest.parse(row.blob)] = row.size
+            blobs.setdefault(row.manifest, {})[_digest(row.blob)] = row.size
         for row in self.connection.execute(select(tables.manifests).order_by(tables.manifests.c.digest)):
             yield Entry(
-                Digest.parse(row.digest),
-                Digest.parse(row.blob),
-                Digest.parse(row.content),
+                _digest(row.digest),
+                _digest(row.blob),
+                _digest(row.content),
                 row.size,
                 _summary(row),
                 blobs.get(row.digest, {}),
@@ -178,7 +178,7 @@ class Catalogue:
         """The log, or what it says about one repository or tag.
 
         Raises:
-            ValueError: an event's hash is not that of its fields.
+            IntegrityError: an event was changed: its hash is not that of its fields.
         """
         events = tables.events
         query = select(events).order_by(events.c.sequence.desc() if newest else events.c.sequence).limit(limit)
@@ -203,9 +203,9 @@ def _record(reference: Reference, row: Row[Any]) -> Record:
     fields = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for the columns by name
     return Record(
         reference=reference,
-        digest=Digest.parse(row.digest),
-        blob=Digest.parse(row.blob),
-        content=Digest.parse(row.content),
+        digest=_digest(row.digest),
+        blob=_digest(row.blob),
+        content=_digest(row.content),
         size=row.size,
         created=row.created,
         summary=_summary(row),
@@ -215,8 +215,21 @@ def _record(reference: Reference, row: Row[Any]) -> Record:
 
 
 def _summary(row: Row[Any]) -> Summary:
-    return Summary.from_json(cast("dict[str, Json]", decode(row.summary)))
+    try:
+        return Summary.from_json(cast("dict[str, Json]", decode(row.summary)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"the catalogue has a damaged row for the manifest {row.digest}: {error}") from None
+
+
+def _digest(text: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except ValueError as error:
+        raise IntegrityError(f"the catalogue has a damaged row: {error}") from None
 
 
 def _event(row: Row[Any]) -> Event:
-    return Event.from_json(dict(row._mapping))  # noqa: SLF001 - as above
+    try:
+        return Event.from_json(dict(row._mapping))  # noqa: SLF001 - as above
+    except ValueError as error:
+        raise IntegrityError(f"the event log of the catalogue is damaged: {error}") from None

@@ -19,12 +19,12 @@ def read_entry(blobs: BlobStore, digest: Digest) -> Entry:
         NotFoundError: a blob is missing.
         IntegrityError: a blob is not what the manifest says.
     """
-    if blobs.open(digest).stat().st_size > MANIFEST_BYTES:
+    if blobs.locate(digest).stat().st_size > MANIFEST_BYTES:
         raise IntegrityError(f"the blob {digest} is too large for a manifest")
     data = blobs.read(digest)
     manifest = Manifest.decode(data)
     for blob in (manifest.config, manifest.layer):
-        size = blobs.open(blob.digest).stat().st_size
+        size = blobs.locate(blob.digest).stat().st_size
         if size != blob.size:
             raise IntegrityError(f"the blob {blob.digest} has {size} bytes, its manifest states {blob.size}")
     try:

@@ -87,7 +87,7 @@ def _read_rows(store: Store) -> _Rows:
 def _check_log(rows: _Rows, catalogue: Catalogue) -> Iterator[Finding]:
     try:
         rows.events = catalogue.events()
-    except ValueError as error:
+    except IntegrityError as error:
         yield Finding("S-011", "events", str(error))
         return
     if problem := chain_problem(rows.events):

@@ -94,7 +94,7 @@ def _orphans(
     store: Store, catalogue: Catalogue, before: float, dropped: tuple[Holding, ...]
 ) -> Iterator[tuple[Digest, int]]:
     """Blobs that no manifest needs once ``dropped`` are gone, untouched since before that time, with their sizes."""
-    kept = {manifest for key, manifest in ((key, key[1]) for key in catalogue.holdings()) if key not in set(dropped)}
+    kept = {manifest for _, manifest in catalogue.holdings().keys() - set(dropped)}
     needed = {blob for entry in catalogue.entries() if entry.digest in kept for blob in entry.blobs}
     for digest in store.blobs:
         state = store.blobs.path(digest).stat()

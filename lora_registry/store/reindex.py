@@ -78,7 +78,7 @@ def _database_events(store: Store) -> Sequence[Event] | None:
         store.database.version()
         with store.database.reading() as connection:
             events = Catalogue(connection).events()
-    except (IntegrityError, ValueError):
+    except IntegrityError:
         return None
     return None if chain_problem(events) else events
 

@@ -120,10 +120,7 @@ class Store:
     def transaction(self, actor: str) -> Iterator[CatalogueWriter]:
         """:meth:`writing` for callers who hold the lock already."""
         with self.database.writing() as connection:
-            try:
-                writer = CatalogueWriter(connection, actor)
-            except ValueError as error:
-                raise IntegrityError(f"the event log of {self.layout.database} is damaged: {error}") from None
+            writer = CatalogueWriter(connection, actor)
             self.journal.reconcile(writer.head())
             yield writer
             # Last, and before the commit: the journal may be ahead of the database, and never behind it.

@@ -23,7 +23,7 @@ def test_a_blob_is_stored_under_its_digest_and_cannot_be_written(blobs: BlobStor
     """The path follows from the digest, and the mode is 0444."""
     digest = blobs.put([b"hello ", memoryview(b"world")])
     assert digest == Digest.of(b"hello world")
-    path = blobs.open(digest)
+    path = blobs.locate(digest)
     assert path == blobs.folder / "sha256" / digest.hex[:2] / digest.hex
     assert path.read_bytes() == blobs.read(digest) == b"hello world"
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
@@ -104,12 +104,12 @@ def test_foreign_files_are_not_blobs(blobs: BlobStore) -> None:
 
 
 def test_a_deleted_blob_is_gone(blobs: BlobStore) -> None:
-    """Deleting twice is no error; opening what is not there is."""
+    """Deleting twice is no error; locating what is not there is."""
     digest = blobs.put([b"x"])
     blobs.delete(digest)
     blobs.delete(digest)
     with pytest.raises(NotFoundError, match=str(digest)):
-        blobs.open(digest)
+        blobs.locate(digest)
 
 
 def test_a_folder_that_may_not_be_written_is_named(blobs: BlobStore) -> None:

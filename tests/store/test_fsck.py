@@ -61,6 +61,8 @@ CASES: dict[str, tuple[Callable[[Store, Path], object], set[str]]] = {
     "an edited row": (sql("UPDATE manifests SET summary = replace(summary, 'MIT', 'GPL')"), {"S-008"}),
     "a lost database": (lambda store, _blob: store.layout.database.unlink(), {"S-009"}),
     "a damaged database": (lambda store, _blob: store.layout.database.write_bytes(b"x" * 9000), {"S-009"}),
+    "a garbled row": (sql("UPDATE manifests SET summary = '{}'"), {"S-009"}),
+    "a garbled tag": (sql("UPDATE tags SET manifest = 'latest' WHERE name = '1'"), {"S-009"}),
     "a moved tag": (sql("UPDATE tags SET generation = 7 WHERE name = '1'"), {"S-010"}),
     "a holding without a log": (sql("UPDATE holdings SET released = 'yesterday'"), {"S-010"}),
     "an edited event": (sql("UPDATE events SET actor = 'nobody' WHERE sequence = 1"), {"S-011", "S-014"}),
