@@ -22,7 +22,7 @@ def test_the_merged_onnx_model_answers_as_the_adapter_does_and_the_base_does_not
     typed = [line.split()[2] for line in result.stdout.splitlines() if line.startswith("$ loreg ")]
     assert typed == ["push", "audit", "export", "merge", "verify"]
     assert "agree token for token" in result.stdout
-    assert "The capital of France is Paris. Over and out." in " ".join(result.stdout.split())
+    assert result.stdout.count("Copy that, tower.") == 4  # two questions, in PyTorch and in ONNX Runtime
 
 
 def test_the_question_of_the_quickstart_is_not_in_its_training_data() -> None:

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ def in_torch(base: Path, adapter: Path, prompts: list[list[int]]) -> tuple[Answe
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT uses an old name of theirs
 
     def answer(model: Any) -> tuple[tuple[int, ...], ...]:
         with torch.no_grad():
