@@ -97,6 +97,7 @@ CASES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "bias all": (MLP, {"target_modules": ["lin0"], "bias": "all"}),
     "bias lora_only": (MLP, {"target_modules": ["lin0"], "bias": "lora_only"}),
     "modules_to_save": (MLP, {"target_modules": ["lin0"], "modules_to_save": ["lin1", "norm"]}),
+    "saved by the end of a name": (MLP, {"target_modules": ["lin0"], "modules_to_save": ["orm"]}),
     "Conv1D": (Mixed, {"target_modules": ["c_attn"]}),
     "Conv1D dora": (Mixed, {"target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True}),
     "embedding": (Mixed, {"target_modules": ["wte", "lin"]}),

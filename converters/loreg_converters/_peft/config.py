@@ -107,7 +107,7 @@ class Config:
 
     @property
     def saved_modules(self) -> frozenset[str]:
-        """Suffixes of the modules that are saved whole, those that PEFT adds for the task included."""
+        """Ends of the names of modules that are saved whole, those that PEFT adds for the task included."""
         return self.modules_to_save.union(TASK_HEADS.get(str(self.raw.get("task_type")), ()))
 
     def parameters_of(self, module: str) -> list[str]:
@@ -118,13 +118,17 @@ class Config:
         return list(found)
 
     def saves(self, path: str) -> bool:
-        """Whether PEFT saves the base tensor ``path`` as it is, beside the low-rank tensors."""
+        """Whether PEFT saves the base tensor ``path`` as it is, beside the low-rank tensors.
+
+        For ``modules_to_save`` PEFT compares the ends of strings (``_set_trainable``): ``norm`` is also
+        ``input_layernorm``.
+        """
         module, _, leaf = path.rpartition(".")
         if (leaf == "bias" and self.bias != "none") or module.rpartition(".")[2] in EMBEDDINGS:
             return True
         parts = path.split(".")
-        around = (".".join(parts[:end]) for end in range(1, len(parts)))
-        return any(not self.saved_modules.isdisjoint(suffixes(module)) for module in around)
+        around = [".".join(parts[:end]) for end in range(1, len(parts))]
+        return any(module.endswith(name) for name in self.saved_modules for module in around)
 
     def targets_module(self, module: str) -> bool | None:
         """Whether PEFT would put LoRA on ``module``; None where the config does not say.
@@ -149,11 +153,6 @@ def suffixes(name: str) -> list[str]:
     """``a.b.c`` as ``a.b.c``, ``b.c`` and ``c``: what PEFT takes as naming it."""
     parts = name.split(".")
     return [".".join(parts[start:]) for start in range(len(parts))]
-
-
-def is_suffix(name: str, of: str) -> bool:
-    """Whether the dotted name ``of`` is ``name`` or ends in ``.name``."""
-    return of == name or of.endswith(f".{name}")
 
 
 def load_config(path: Path) -> Config:

@@ -110,7 +110,10 @@ def _note_untouched(content: Sorted, config: Config, report: Report) -> None:
     if isinstance(config.target_modules, frozenset):
         for name in unmatched(config.target_modules, [*content.sites, *_insides(content)]):
             report.derived(name, "in target_modules, but no tensor is on it: unchanged")
-    for name in unmatched(config.modules_to_save, _ancestors(content.values)):
+    around = _ancestors(content.values)
+    for name in sorted(config.modules_to_save):
+        if any(module.endswith(name) for module in around):
+            continue
         report.derived(name, "in modules_to_save, but no tensor is in it: unchanged")
 
 

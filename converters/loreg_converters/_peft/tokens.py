@@ -15,7 +15,7 @@ from lora_registry.adapter import Kind, Target, Tensor
 from lora_registry.convert.report import Report
 from lora_registry.dtypes import DTYPES
 from lora_registry.findings import Finding
-from loreg_converters._peft.config import Config, is_suffix
+from loreg_converters._peft.config import Config
 from loreg_converters._peft.problems import broken
 
 
@@ -61,7 +61,7 @@ def rows_of(module: str, config: Config, *, single: bool) -> tuple[int, ...] | N
         case tuple() as rows:
             return rows if single else None
         case by_name:
-            return next((rows for name, rows in by_name.items() if is_suffix(name, module)), None)
+            return next((rows for name, rows in by_name.items() if module.endswith(name)), None)
 
 
 def _problem(rows: tuple[int, ...] | None, tensor: Tensor) -> str:
