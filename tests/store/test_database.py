@@ -10,9 +10,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from small_adapters import small_adapter
 from sqlalchemy import Connection, create_engine
 
 from lora_registry.errors import ConflictError, IntegrityError, LoregError, NotAllowedError
+from lora_registry.registry import Registry
 from lora_registry.store import database as module
 from lora_registry.store import tables
 from lora_registry.store.database import Database, file_system, journal_mode, wal_is_safe
@@ -159,6 +161,25 @@ def test_a_wal_database_is_put_back_by_an_sqlite_with_the_bug(
     monkeypatch.setattr(module, "wal_is_safe", lambda _version: False)
     with database.writing() as connection:
         assert pragma(connection, "journal_mode") == "delete"
+
+
+def test_a_registry_with_a_write_ahead_log_does_all_the_same(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Push, collect and swap the database under WAL; nothing of the old log is left for the new database."""
+    monkeypatch.setattr(module, "journal_mode", lambda _folder: "wal")
+    store = Store(registry.root)
+    for seed in range(3):
+        registry.push(small_adapter(seed), f"a:{seed}")
+    with store.database.reading() as connection:
+        assert pragma(connection, "journal_mode") == "wal"
+    registry.remove("a:2")
+    listed, log = registry.list(), registry.log()
+    registry.reindex()
+    assert (registry.list(), registry.log()) == (listed, log)
+    assert len(registry.gc(grace=0).manifests) == 1
+    assert registry.fsck() == []
+    assert not any(path.exists() for path in store.layout.database_side_files)
 
 
 def _add_column(connection: Connection) -> None:
