@@ -23,11 +23,12 @@ except ModuleNotFoundError as missing:
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from lora_registry.onnx import wellformed
 from lora_registry.onnx.external import DataFiles
 from lora_registry.ops.arrays import Array
 
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
-"""Storage dtypes that a merge writes into; everything else is a quantised form."""
+"""Storage dtypes that a merge writes into; everything else is a quantized form."""
 
 
 class OnnxModel:
@@ -71,9 +72,7 @@ class OnnxModel:
                 proto = onnx.load(path, format="protobuf", load_external_data=False)
             except DecodeError:
                 raise InvalidInputError(f"{path}: not an ONNX model, or cut short") from None
-            if not proto.HasField("graph") or not proto.ir_version:
-                raise InvalidInputError(f"{path}: not an ONNX model: it holds no graph")
-            _check_offsets(path, proto.graph)
+            wellformed.check(path, proto)
             try:
                 model = ir.serde.deserialize_model(proto)
             except (ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
@@ -112,14 +111,6 @@ class OnnxModel:
         except (ValueError, TypeError) as error:
             raise InvalidInputError(f"{self.path}: the data of {value.name!r} do not fit its shape") from error
         return array
-
-
-def _check_offsets(path: Path, graph: onnx.GraphProto) -> None:
-    """Refuse offsets and lengths that are no natural numbers, which onnx_ir reports as something else."""
-    for tensor in graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key in ("offset", "length") and not (entry.value.isascii() and entry.value.isdecimal()):
-                raise InvalidInputError(f"{path}: the external data of {tensor.name!r} has {entry.key} {entry.value!r}")
 
 
 def _reason(error: BaseException) -> str:

@@ -63,10 +63,10 @@ class Names:
         tenants: initializer to the number of tensors that it holds by that note.
         exporter: tensor name to hits, by the three rules that read an exporter's notes.
         computed: tensor name to the constants into which an optimizer folded it together with other tensors.
-        quantized: tensor name to the operator that holds it in quantised form.
+        quantized: tensor name to the operator that holds it in quantized form.
         open_gemms: module to its Gemm nodes that have no bias.
         known: every name that an exporter left, also of tensors that can only be refused.
-        quantized_operators: the quantised operators that occur in the graph.
+        quantized_operators: the quantized operators that occur in the graph.
     """
 
     def __init__(self, model: OnnxModel) -> None:

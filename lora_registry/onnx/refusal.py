@@ -4,7 +4,7 @@ from __future__ import annotations
 
 NOT_FOUND = "O-001"  # no initializer holds the tensor
 DISAGREE = "O-002"  # two rules point at different values
-QUANTIZED = "O-003"  # the tensor is there, in a quantised form
+QUANTIZED = "O-003"  # the tensor is there, in a quantized form
 OPAQUE = "O-004"  # an operator reads it in a way that is not understood
 SHAPE = "O-005"  # it has another shape than the adapter says
 AMBIGUOUS = "O-006"  # nothing tells which uses are the target's

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from lora_registry.adapter import Kind, Target
-from lora_registry.errors import InvalidInputError, UnsupportedError
+from lora_registry.errors import ConflictError, InvalidInputError, UnsupportedError
 from lora_registry.findings import Finding
 from lora_registry.onnx.candidate import Candidate, agreeing, candidates_of
 from lora_registry.onnx.evidence import Evidence
@@ -66,6 +66,7 @@ def resolve(
     Raises:
         InvalidInputError: at least one target was not resolved; carries a finding for each.
         UnsupportedError: the same, where each is one that loreg understands and cannot patch.
+        ConflictError: a tensor is tied, and ``tied`` is ``error``.
         InconclusiveError: names fit under several prefixes.
     """
     targets = tuple(targets)
@@ -78,9 +79,12 @@ def resolve(
         except RefusalError as refusal:
             findings.append(Finding(refusal.rule, target.name, str(refusal)))
     findings.extend(_claimed_twice(resolutions))
+    summary = f"{model.path}: {len(findings)} of {len(targets)} targets not resolved"
+    if findings and all(finding.rule == TIED for finding in findings):
+        raise ConflictError(f"{summary}: {findings[0]}")
     if findings:
         refused = UnsupportedError if all(f.rule in UNSUPPORTED for f in findings) else InvalidInputError
-        raise refused.from_findings(f"{model.path}: {len(findings)} of {len(targets)} targets not resolved", findings)
+        raise refused.from_findings(summary, findings)
     return tuple(resolutions)
 
 
@@ -164,10 +168,10 @@ class _Resolver:
         if operator is not None:
             raise RefusalError(
                 QUANTIZED,
-                f"it is quantised ({operator}), where a change would be lost in rounding; merge into a float model",
+                f"it is quantized ({operator}), where a change would be lost in rounding; merge into a float model",
             )
         present = sorted(self._names.quantized_operators)
-        hint = f"; the graph holds quantised operators: {', '.join(present)}" if present else ""
+        hint = f"; the graph holds quantized operators: {', '.join(present)}" if present else ""
         if self._evidence is None:
             hint += "; the base checkpoint would let it be found by its values"
         raise RefusalError(NOT_FOUND, f"no initializer holds it{hint}")
@@ -200,7 +204,7 @@ class _Resolver:
     def _require_reads(target: Target, sites: Iterable[Site], reads: frozenset[Read]) -> None:
         for site in sites:
             if site.read is Read.QUANTIZED:
-                raise RefusalError(QUANTIZED, f"it is quantised ({site.operator}); merge into a float model")
+                raise RefusalError(QUANTIZED, f"it is quantized ({site.operator}); merge into a float model")
             if site.read not in reads:
                 raise RefusalError(
                     OPAQUE,

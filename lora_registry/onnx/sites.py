@@ -144,7 +144,7 @@ def _relabel(labels: Axes | None, view: tuple[int, ...]) -> Axes | None:
 
 def _followed(node: ir.Node, index: int, view: tuple[int, ...]) -> tuple[int, ...] | None:
     """The axes of the node's output as axes of the initializer, where the node only passes it on."""
-    if node.domain not in _STANDARD or index != 0:
+    if node.domain not in _STANDARD or index != 0 or len(node.outputs) != 1:
         return None
     if node.op_type in ("Identity", "Cast"):
         return view
@@ -200,7 +200,7 @@ def _product(node: ir.Node, index: int, rank: int) -> tuple[Read, Axes | None]:
 def _einsum(node: ir.Node, index: int, rank: int) -> tuple[Read, Axes | None]:
     """The weight of a product of two operands: an axis that vanishes is ``in``, one that stays in both, ``expert``."""
     equation = node.attributes.get("equation")
-    if equation is None or len(node.inputs) != 2:
+    if equation is None or equation.type != ir.AttributeType.STRING or len(node.inputs) != 2:
         return Read.OTHER, None
     operands, arrow, result = equation.as_string().replace(" ", "").partition("->")
     terms = operands.split(",")
@@ -215,9 +215,10 @@ def _einsum(node: ir.Node, index: int, rank: int) -> tuple[Read, Axes | None]:
 
 def _integer(node: ir.Node, name: str, default: int) -> int:
     attribute = node.attributes.get(name)
-    return default if attribute is None else int(attribute.as_int())
+    return int(attribute.as_int()) if attribute is not None and attribute.type == ir.AttributeType.INT else default
 
 
 def _integers(node: ir.Node, name: str) -> tuple[int, ...] | None:
     attribute = node.attributes.get(name)
-    return None if attribute is None else tuple(int(item) for item in attribute.as_ints())
+    is_list = attribute is not None and attribute.type == ir.AttributeType.INTS
+    return tuple(int(item) for item in attribute.as_ints()) if is_list else None

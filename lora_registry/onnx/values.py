@@ -1,6 +1,6 @@
 """The resolver's rule that goes by values: an initializer is the tensor whose numbers it holds.
 
-Works for every exporter, as long as the base checkpoint is at hand and the weights are not quantised.
+Works for every exporter, as long as the base checkpoint is at hand and the weights are not quantized.
 Values are compared bit for bit, after the one rounding that casting to the initializer's dtype makes.
 """
 

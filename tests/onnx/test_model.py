@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +19,7 @@ from onnx import TensorProto, helper
 
 from lora_registry.errors import InvalidInputError, NotFoundError
 from lora_registry.onnx.model import OnnxModel
+from lora_registry.onnx.sites import sites_of
 
 WEIGHTS = {
     "w": np.arange(2048, dtype=np.float32).reshape(32, 64),
@@ -176,6 +179,49 @@ def test_a_shape_that_the_embedded_bytes_do_not_fill_is_refused(tmp_path: Path) 
     model = OnnxModel.open(path)
     with pytest.raises(InvalidInputError, match="do not fit its shape"):
         model.array("w")
+
+
+def test_noise_in_a_file_is_refused_or_harmless(tmp_path: Path) -> None:
+    """Bytes changed, cut out or put in: the answer is loreg's own error, or a model that can be read in full."""
+    path = write(tmp_path, external=True)
+    whole, random, refusals = path.read_bytes(), Random(0), []
+    for _ in range(300):
+        broken = bytearray(whole)
+        for _ in range(random.choice((1, 1, 2, 5, 20))):
+            place = random.randrange(len(broken))
+            broken[place : place + random.randrange(3)] = random.randbytes(random.randrange(4))
+        path.write_bytes(broken)
+        try:
+            model = OnnxModel.open(path)
+            for name, value in model.initializers.items():
+                model.array(name)
+                sites_of(value)
+        except InvalidInputError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 200
+    assert not any("\n" in refusal for refusal in refusals)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda graph: graph.node[0].input.__setitem__(1, "nothing"), "nothing defines 'nothing'"),
+        (lambda graph: graph.output[0].__setattr__("name", "z"), "nothing defines the output 'z'"),
+        (lambda graph: graph.node[0].attribute.add(name="alpha"), "has no type"),
+        (lambda graph: graph.node[0].__setattr__("op_type", ""), "has no operator"),
+        (lambda graph: graph.initializer[0].dims.append(-1), "has the shape"),
+    ],
+)
+def test_a_broken_graph_is_refused_with_its_first_problem(
+    tmp_path: Path, break_it: Callable[[onnx.GraphProto], object], message: str
+) -> None:
+    """Dangling names, attributes without a type, nodes without an operator, negative axes."""
+    path = write(tmp_path)
+    proto = onnx.load(path)
+    break_it(proto.graph)
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(InvalidInputError, match=message):
+        OnnxModel.open(path)
 
 
 def test_a_missing_package_names_the_extra() -> None:
