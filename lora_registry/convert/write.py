@@ -29,5 +29,7 @@ def write_as(converter: Converter, adapter: Adapter, path: Path, *, strict: bool
         with tempfile.TemporaryDirectory(prefix=".loreg-", dir=path.absolute().parent) as folder:
             rehearsal = converter.write(adapter, Path(folder) / path.name)
         if rehearsal.losses:
-            raise UnsupportedError(f"--strict: {converter.name} cannot hold {rehearsal.losses[0].subject}: {rehearsal.losses[0].reason}")
+            raise UnsupportedError(
+                f"--strict: {converter.name} cannot hold {rehearsal.losses[0].subject}: {rehearsal.losses[0].reason}"
+            )
     return converter.write(adapter, path)
