@@ -41,6 +41,7 @@ BROKEN: dict[str, tuple[str, bytes]] = {
     "header of 2**64 - 1": ("R-001", b"\xff" * 8 + b"{}"),
     "header beyond the limit": ("R-001", (HEADER_BYTES + 1).to_bytes(8, "little") + b"{}"),
     "header longer than the file": ("R-001", SOUND[:20]),
+    "header that lacks its last byte": ("R-001", framed(b'{"t":{}}')[:-1]),
     "empty header": ("R-002", framed(b"")),
     "leading space": ("R-002", framed(b" {}")),
     "byte order mark": ("R-002", framed(b"\xef\xbb\xbf{}")),
@@ -156,6 +157,13 @@ def test_all_problems_are_reported() -> None:
     _, entries, findings = parse_header(header, 8)
     assert [(finding.rule, finding.place) for finding in findings] == [("R-005", "a"), ("R-006", "b")]
     assert list(entries) == ["c"]
+
+
+def test_an_overlap_is_reported_once() -> None:
+    """A tensor inside another is one problem; those that follow the outer one are where they belong."""
+    header = {"a": record("U8", [8], [0, 8]), "b": record("U8", [2], [4, 6]), "c": record("U8", [8], [8, 16])}
+    _, _, findings = parse_header(json.dumps(header).encode(), 16)
+    assert [(finding.rule, finding.place) for finding in findings] == [("R-008", "b")]
 
 
 def test_escape_sequences_do_not_reach_a_terminal(tmp_path: Path) -> None:

@@ -114,6 +114,13 @@ def no_factors(draft: Draft) -> None:
     draft.put(EMBEDDING, "B", 4, 0)
 
 
+def three_groups(draft: Draft) -> None:
+    """A conv of rank 3 in 3 groups, with 4 outputs."""
+    draft.set(CONV, groups=3)
+    draft.put(CONV, "A", 3, 9, 3, 3)
+    draft.put(CONV, "B", 4, 1, 1, 1)
+
+
 BROKEN: list[tuple[str, str, Break]] = [
     ("R-009", "a key of more than 256 characters", lambda draft: draft.rename(FULL, "n" * 251)),
     ("R-011", "no key 'loreg'", says(metadata={"format": "pt"})),
@@ -196,6 +203,7 @@ BROKEN: list[tuple[str, str, Break]] = [
     ("R-031", "a value for other rows", tensor(TOKENS, "value", 3, 4)),
     ("R-031", "rows of another width", tensor(TOKENS, "value", 2, 5)),
     ("R-032", "groups that do not divide the rank", of(CONV, groups=4)),
+    ("R-032", "groups that do not divide the outputs", three_groups),
     ("R-032", "no groups at all", of(CONV, groups=0)),
     ("R-032", "groups that are true", of(CONV, groups=True)),
     ("R-032", "groups that are null", of(CONV, groups=None)),
