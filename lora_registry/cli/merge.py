@@ -10,10 +10,11 @@ import click
 from lora_registry.cli._adapters import ADAPTER, open_any
 from lora_registry.cli._command import command, json_option, printable, registry_option
 from lora_registry.cli._output import plural, print_fields, print_json, size
-from lora_registry.cli._progress import progress
+from lora_registry.cli._progress import status
 from lora_registry.errors import UsageError
 
 if TYPE_CHECKING:
+    from lora_registry.merge.plan import TiedPolicy
     from lora_registry.merge.receipt import Receipt
 
 
@@ -58,7 +59,7 @@ def merge(
     output: Path,
     checkpoint: Path | None,
     dtype: str | None,
-    tied: str,
+    tied: TiedPolicy,
     allow_new: bool,
     require_exact: bool,
     overwrite: bool,
@@ -71,7 +72,7 @@ def merge(
     by digest and says how much of each change survived the output dtype.
     """
     opened = open_any(adapter, registry_home)
-    with progress(f"merging into {output.name}", quiet=as_json) as advance:
+    with status(f"merging into {output.name}", quiet=as_json) as say:
         if base.suffix == ".onnx":
             _refuse(dtype=dtype, allow_new=allow_new)
             from lora_registry.merge.onnx_model import merge_onnx
@@ -84,7 +85,7 @@ def merge(
                 tied=tied,
                 require_exact=require_exact,
                 overwrite=overwrite,
-                progress=advance,
+                progress=say,
             )
         else:
             _refuse(checkpoint=checkpoint)
@@ -99,7 +100,7 @@ def merge(
                 allow_new=allow_new,
                 require_exact=require_exact,
                 overwrite=overwrite,
-                progress=advance,
+                progress=say,
             )
     if as_json:
         print_json(receipt.to_json())
