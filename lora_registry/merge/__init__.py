@@ -3,11 +3,13 @@
 ====================== ==================================================================
 :mod:`~.base`          base models, opened lazily
 :mod:`~.ties`          tensors that share one set of values
-:mod:`~.names`         target names against base names
 :mod:`~.fit`           does this adapter belong on this base? asked before a byte is written
 :mod:`~.plan`          what will be written, tensor by tensor
+:mod:`~.shard`         one file of it, written block by block
 :mod:`~.stream`        bytes in, bytes out, both hashed on the way
+:mod:`~.companions`    the other files of a folder
 :mod:`~.checkpoint`    the merge of a safetensors checkpoint
+:mod:`~.onnx_model`    the merge into an ONNX model
 :mod:`~.receipt`       what a merge did
 ====================== ==================================================================
 """

@@ -134,7 +134,8 @@ def _check_out(base: Checkpoint, out: Path, overwrite: bool) -> None:
     for path in (out,) if base.is_folder else (out, _receipt_beside(out)):
         if os.path.lexists(path) and not overwrite:
             raise ConflictError(f"{path} exists; remove it or choose another name")
-    if out.is_dir() and not (base.is_folder and (out / FOLDER_RECEIPT).is_file()):
+    replaceable = (out / FOLDER_RECEIPT).is_file() if base.is_folder else not out.is_dir()
+    if os.path.lexists(out) and not replaceable:
         raise ConflictError(f"{out} exists and is not the output of a merge; remove it or choose another name")
 
 

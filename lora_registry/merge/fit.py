@@ -83,7 +83,8 @@ def fit(adapter: Adapter, base: BaseModel, *, allow_new: bool = False) -> Fit:
         base: into what.
         allow_new: a full target may bring a tensor that the base does not have, such as a classifier.
     """
-    names = frozenset(base.names()) | frozenset(base.ties)
+    stored_names = frozenset(base.names())
+    names = stored_names | frozenset(base.ties)
     findings: list[Finding] = []
     matches, missing = _match(adapter, names, findings)
     new = tuple(target.name for target in missing if target.kind is Kind.FULL and allow_new)
@@ -93,8 +94,8 @@ def fit(adapter: Adapter, base: BaseModel, *, allow_new: bool = False) -> Fit:
     compared = 0
     for target in adapter:
         if target.name in matches:
-            stored = base.ties.get(matches[target.name], matches[target.name])
-            stored = matches[target.name] if matches[target.name] in base.names() else stored
+            matched = matches[target.name]
+            stored = matched if matched in stored_names else base.ties[matched]
             problem = _compare(target, stored, base)
             findings += [problem] if problem else []
             if problem is None and target.fingerprint is not None:

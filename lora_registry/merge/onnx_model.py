@@ -25,8 +25,9 @@ from lora_registry.onnx.model import OnnxModel, dtype_of
 from lora_registry.onnx.patch import Maker, Patch
 from lora_registry.onnx.resolution import Carrier, Resolution, ResolvedBase, TiedPolicy
 from lora_registry.onnx.resolve import resolve
-from lora_registry.onnx.save import Progress, SavedFile, save
+from lora_registry.onnx.save import SavedFile, save
 from lora_registry.onnx.values import oriented
+from lora_registry.onnx.writer import Progress
 from lora_registry.ops.arrays import Array, round_to
 from lora_registry.ops.change import merged
 from lora_registry.ops.fidelity import Fidelity, measure

@@ -14,6 +14,7 @@ from lora_registry.errors import ConflictError, UnsupportedError
 from lora_registry.format.container import Entry, encode_header
 from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.fit import Fit
+from lora_registry.ops.change import check_mergeable
 
 TiedPolicy: TypeAlias = Literal["untie", "both", "error"]
 """What happens to tied tensors of which the adapter changes one: ``untie`` gives each its own values, which is
@@ -148,10 +149,11 @@ def make_plan(
 
     Raises:
         ConflictError: a tied tensor is changed and ``tied`` is ``error``.
-        UnsupportedError: changes meet that cannot be combined.
+        UnsupportedError: changes meet that cannot be combined, or one cannot be merged at all.
     """
     changes = _Changes(base, tied)
     for target in adapter:
+        check_mergeable(target)
         if target.name in fitted.matches:
             changes.take(target, fitted.matches[target.name])
         else:

@@ -1,8 +1,8 @@
 """Tied tensors: one set of values under two names, of which a checkpoint usually stores one.
 
-An adapter may change one of the two and not the other. What then happens to the tie is a decision
-(``spec/decisions``), never an accident: PEFT issue 2018 and transformers issue 45127 are two of the
-accidents.
+An adapter may change one of the two and not the other. What then happens to the tie is for the caller to
+decide (:data:`lora_registry.merge.plan.TiedPolicy`) and never an accident: PEFT issue 2018 and transformers
+issue 45127 are two of the accidents.
 """
 
 from __future__ import annotations

@@ -80,6 +80,19 @@ def delta(target: Target) -> Array:
     return change.reshape(target.shape)
 
 
+def check_mergeable(target: Target) -> None:
+    """Refuse what can be served and not merged, before anything is computed.
+
+    Raises:
+        UnsupportedError: a grouped conv in PEFT's form. PEFT raises NotImplementedError for it.
+    """
+    if target.groups != 1:
+        raise UnsupportedError(
+            f"{target.name}: a grouped conv ({target.groups} groups) cannot be merged: its factors connect every "
+            "output with every input, and the base kernel has no place for that; serve it unmerged"
+        )
+
+
 def _scaled(target: Target, role: str, dtype: np.dtype[np.floating]) -> Array:
     with np.errstate(over="ignore"):  # infinities spread into the result, which is checked
         return (to_array(target.tensors[role]).astype(np.float64) * target.scale).astype(dtype)
@@ -87,11 +100,7 @@ def _scaled(target: Target, role: str, dtype: np.dtype[np.floating]) -> Array:
 
 def _factors(target: Target, dtype: np.dtype[np.floating]) -> tuple[Array, Array]:
     """The two matrices of the kernel: left (matrices, rows, r) and right (matrices, r, columns)."""
-    if target.groups != 1:
-        raise UnsupportedError(
-            f"{target.name}: a grouped conv ({target.groups} groups) cannot be merged: its factors connect every "
-            "output with every input, and the base kernel has no place for that; serve it unmerged"
-        )
+    check_mergeable(target)
     a, b = to_array(target.tensors["A"]).astype(dtype), _scaled(target, "B", dtype)
     if target.kind is not Kind.EXPERTS:
         a, b = a.reshape(1, a.shape[0], -1), b.reshape(1, b.shape[0], -1)
