@@ -43,7 +43,7 @@ class Candidate:
 
     def values(self, model: OnnxModel) -> Array:
         """Its elements in the orientation that was decided."""
-        return oriented(model.values(self.value), self.transposed)
+        return oriented(model.elements(self.value), self.transposed)
 
 
 def candidates_of(target: Target, hits: Iterable[Hit]) -> list[Candidate]:

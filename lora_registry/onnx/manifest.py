@@ -6,8 +6,9 @@ It stands in the model's ``metadata_props`` under :data:`KEY`, as one canonical 
      "tensors": {"model.embed_tokens.weight": {"initializer": "lm_head.weight", "transposed": false}, …},
      "task": "decoder", "dtype": "F32", "tool": "loreg 0.1.0"}
 
-Keys of ``tensors`` are names in the base *checkpoint*. Two names may share an initializer: the base ties
-them. A name is there only if the exporter compared the values, so a reader may rely on every line.
+Keys of ``tensors`` are names in the base *checkpoint*; a tensor that is made on loading (the other name of a
+tied one, stacked experts) has its name in the loaded model. Two names may share an initializer: the base
+ties them. A name is there only if the exporter compared the values, so a reader may rely on every line.
 """
 
 from __future__ import annotations

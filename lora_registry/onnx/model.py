@@ -7,12 +7,13 @@ the same tensor is the business of :mod:`lora_registry.onnx.resolve`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from lora_registry.dtypes import BY_ONNX
-from lora_registry.errors import InvalidInputError, MissingPackageError, NotFoundError, UnsupportedError
+from lora_registry.errors import InvalidInputError, MissingPackageError, NotFoundError
 from lora_registry.format.files import storage_errors
 
 try:
@@ -38,7 +39,8 @@ class OnnxModel:
         path: the ``.onnx`` file.
         ir: the graph as onnx_ir holds it. Patching edits it, so a model that was patched is not opened twice.
         data: the external data files.
-        initializers: name to value, of the main graph and of subgraphs (If, Loop, Scan).
+        initializers: name to value, of the main graph and of subgraphs (If, Loop, Scan). A name that two
+            branches use for two values is left out: it does not say which of them is meant.
     """
 
     kind = "onnx"
@@ -47,13 +49,10 @@ class OnnxModel:
         self.path = path
         self.ir = model
         self.data = data
-        initializers: dict[str, ir.Value] = {}
-        for graph in model.graphs():
-            for name, value in graph.initializers.items():
-                if name in initializers:
-                    raise UnsupportedError(f"{path}: the initializer {name!r} exists in two graphs of the model")
-                initializers[name] = value
-        self.initializers: Mapping[str, ir.Value] = MappingProxyType(initializers)
+        count = Counter(str(value.name) for value in self.values())
+        self.initializers: Mapping[str, ir.Value] = MappingProxyType(
+            {str(value.name): value for value in self.values() if count[str(value.name)] == 1}
+        )
 
     @classmethod
     def open(cls, path: str | Path) -> OnnxModel:
@@ -97,9 +96,14 @@ class OnnxModel:
 
     def array(self, name: str) -> Array:
         """The elements of the initializer ``name``; a window of its file where it is external."""
-        return self.values(self.initializers[name])
+        return self.elements(self.initializers[name])
 
-    def values(self, value: ir.Value) -> Array:
+    def values(self) -> Iterator[ir.Value]:
+        """Every initializer of every graph, those without a name of their own too."""
+        for graph in self.ir.graphs():
+            yield from graph.initializers.values()
+
+    def elements(self, value: ir.Value) -> Array:
         """The elements of the initializer ``value``."""
         tensor = value.const_value
         if tensor is None:

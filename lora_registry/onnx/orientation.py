@@ -70,5 +70,5 @@ def _of_replacement(model: OnnxModel, target: Target, candidate: Candidate, know
         raise RefusalError(
             OPAQUE, f"{candidate.name!r} is square, and nothing says whether it was transposed; give the base"
         )
-    held, wanted = model.values(candidate.value), cast(known, dtype_of(candidate.value))
+    held, wanted = model.elements(candidate.value), cast(known, dtype_of(candidate.value))
     return {swapped for swapped in (False, True) if same_values(oriented(held, swapped), wanted)}

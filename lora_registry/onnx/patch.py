@@ -28,17 +28,17 @@ class Patch:
 
     Attributes:
         model: the graph, which is edited at once.
-        makers: name of every initializer that changes, or is new, to the maker of its values.
+        makers: every initializer that changes, or is new, to the maker of its values.
     """
 
     def __init__(self, model: OnnxModel) -> None:
         self.model = model
-        self.makers: dict[str, Maker] = {}
+        self.makers: dict[ir.Value, Maker] = {}
         self._taken = _names_in_use(model.ir)
 
     def replace(self, value: ir.Value, maker: Maker) -> None:
         """Give the initializer ``value`` new elements of the same shape and dtype."""
-        self.makers[str(value.name)] = maker
+        self.makers[value] = maker
 
     def clone(self, value: ir.Value, sites: Iterable[Site], name: str, maker: Maker) -> ir.Value:
         """Give ``sites`` an initializer of their own; all other uses of ``value`` stay as they are.
@@ -86,7 +86,7 @@ class Patch:
         tensor = ir.LazyTensor(lambda: ir.tensor(maker(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name)
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
         graph.register_initializer(value)
-        self.makers[name] = maker
+        self.makers[value] = maker
         return value
 
     def _redirect(

@@ -121,7 +121,7 @@ class ResolvedBase:
         if not resolution.carriers:
             return np.zeros(_bias_shape(resolution), _matrix(resolution).const_value.dtype.numpy())
         carrier = resolution.carriers[0]
-        return oriented(self._model.values(carrier.value), carrier.transposed)
+        return oriented(self._model.elements(carrier.value), carrier.transposed)
 
 
 def _matrix(resolution: Resolution) -> ir.Value:

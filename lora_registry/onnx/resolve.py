@@ -247,7 +247,7 @@ class _Resolver:
                 continue
             for site in sites:
                 if site.read is other and (name, site) not in mine:
-                    held = oriented(self._model.values(value), is_transposed_table(site))
+                    held = oriented(self._model.elements(value), is_transposed_table(site))
                     if same_values(held, values):
                         found.append((name, site))
         return found

@@ -74,7 +74,7 @@ def carriers_of(model: OnnxModel, array: Array) -> Iterator[tuple[str, bool]]:
         if dtype not in FLOATING or shape not in (array.shape, swap(array.shape)):
             continue
         wanted = casts.setdefault(dtype, cast(array, dtype)) if dtype not in casts else casts[dtype]
-        held = model.values(value)
+        held = model.elements(value)
         for transposed in (False, True) if array.ndim > 1 else (False,):
             if same_values(oriented(held, transposed), wanted):
                 yield name, transposed

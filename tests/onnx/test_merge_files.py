@@ -30,7 +30,7 @@ from lora_registry.errors import (
 from lora_registry.format.identity import content_digest
 from lora_registry.merge.base import open_base
 from lora_registry.merge.onnx_model import ADAPTER_KEY, BASE_KEY, merge_onnx
-from lora_registry.onnx import save as save_module
+from lora_registry.onnx import writer
 from lora_registry.onnx.external import byte_range
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.ops.change import delta
@@ -142,7 +142,7 @@ def test_constants_in_data_files_move_along(tmp_path: Path) -> None:
 
 def test_a_graph_that_would_be_too_large_gets_a_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A protobuf message ends at 2 GiB; what would exceed it is written beside the graph."""
-    monkeypatch.setattr(save_module, "LARGEST_GRAPH", 10_000)
+    monkeypatch.setattr(writer, "LARGEST_GRAPH", 10_000)
     changed = target("b.weight")
     merge_onnx(Adapter(targets=(changed,)), base_model(tmp_path / "base", external=False), tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").stat().st_size < 5_000
@@ -227,7 +227,7 @@ def test_a_missing_target_leaves_no_output(exports: Exports, tmp_path: Path) -> 
 def test_a_full_disk_leaves_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The operating system's refusal becomes one line; /dev/full is a real full disk for one file."""
     base = base_model(tmp_path / "base", external=False)
-    monkeypatch.setattr(save_module.os, "fsync", lambda descriptor: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    monkeypatch.setattr(writer.os, "fsync", lambda descriptor: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
     with pytest.raises(MachineError, match="the disk is full"):
         merge_onnx(Adapter(targets=(target("b.weight"),)), base, tmp_path / "m.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]

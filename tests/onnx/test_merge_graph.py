@@ -12,6 +12,7 @@ import pytest
 import tiny_models
 import torch
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 from onnx_models import example_inputs, graph, linear_adapter, relative_error, run_onnx, run_torch, tensor_of
 
 from lora_registry.adapter import Adapter, Kind, Target
@@ -207,6 +208,33 @@ def test_a_weight_used_inside_a_branch_is_changed(tmp_path: Path) -> None:
     merged = merge(tmp_path, nodes, {"fc.weight": W, "yes": np.array(True)}, target)
     expected = X.numpy() @ (W + change(target))
     assert relative_error(run_onnx(merged, {"x": X}), expected) < 1e-5
+
+
+def test_branches_may_use_one_name_for_two_values(tmp_path: Path) -> None:
+    """Each branch of an If has an initializer ``c`` of its own, in the data file; both survive the merge."""
+    constants = {"then": np.full(300, 2.0, np.float32), "else": np.full(300, 3.0, np.float32)}
+    branches = []
+    for name, values in constants.items():
+        node = helper.make_node("Add", ["h", "c"], [f"{name}_y"])
+        result = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, ["n", 300])
+        branches.append(
+            helper.make_graph([node], name, [], [result], initializer=[onnx.numpy_helper.from_array(values, "c")])
+        )
+    nodes = [
+        helper.make_node("MatMul", ["x", "fc.weight"], ["h"]),
+        helper.make_node("If", ["no"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    weight = RANDOM.standard_normal((8, 300)).astype(np.float32)
+    target = linear_adapter("fc.weight", (8, 300), layout=("in", "out"))
+    (tmp_path / "base").mkdir()
+    weights = {"fc.weight": weight, "no": np.array(False)}
+    path = tmp_path / "base" / "b.onnx"
+    graph(nodes, weights, inputs={"x": ["n", 8]}, output_shape=["n", 300], path=path, external=True)
+    merge_onnx(Adapter(targets=(target,)), path, tmp_path / "merged.onnx")
+    expected = X.numpy() @ (weight + change(target)) + 3.0
+    # ONNX Runtime 1.32 looks for the data of a branch in the working directory, so onnx's own evaluator runs this.
+    (actual,) = ReferenceEvaluator(onnx.load(tmp_path / "merged.onnx")).run(None, {"x": X.numpy()})
+    assert relative_error(actual, expected) < 1e-5
 
 
 def test_a_weight_of_a_model_function_is_refused_by_its_name(tmp_path: Path) -> None:
