@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,7 @@ from lora_registry.cli._report import print_report, refuse_losses
 from lora_registry.registry import Registry
 
 if TYPE_CHECKING:
-    from lora_registry.adapter import Adapter, Json
+    from lora_registry.adapter import Adapter
 
 
 @command(
@@ -91,9 +91,15 @@ def push(
 def _describe(
     adapter: Adapter, base_name: str | None, base_license: str | None, license_: str | None, title: str | None
 ) -> Adapter:
-    """The adapter with what the command line says about it."""
-    said: dict[str, Json] = {"title": title, "license": license_}
-    base = replace(adapter.base, name=base_name or adapter.base.name, license=base_license or adapter.base.license)
-    return replace(
-        adapter, base=base, info={**adapter.info, **{key: value for key, value in said.items() if value is not None}}
-    )
+    """The adapter with what the command line says about it; the same one where that is nothing."""
+    from lora_registry.format.edit import edited
+
+    base = _said(name=base_name, license=base_license)
+    info = _said(title=title, license=license_)
+    if not base and not info:
+        return adapter
+    return edited(adapter, base=replace(adapter.base, **base), info={**adapter.info, **info})
+
+
+def _said(**options: str | None) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -8,6 +8,7 @@
 :mod:`~.identity`       the content digest
 :mod:`~.reader`         native file to adapter, lazily
 :mod:`~.writer`         adapter to canonical bytes
+:mod:`~.edit`           a changed copy, unless the file forbids it
 :mod:`~.files`          writes that a crash cannot spoil
 :mod:`~.limits`         the numbers
 ======================= ================================================================

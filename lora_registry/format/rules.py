@@ -26,6 +26,9 @@ KEY = "loreg"
 FEATURES: frozenset[str] = frozenset()
 """What ``requires.read`` may name for this reader. Everything in major 1 needs none."""
 
+WRITE_FEATURES: frozenset[str] = frozenset()
+"""What ``requires.write`` may name for this editor."""
+
 Spec: TypeAlias = tuple[str, tuple[int, ...]]
 """dtype and shape of a tensor."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lora_registry.adapter import Adapter
+from lora_registry.format.edit import edited
 from lora_registry.merge.base import open_base
 from lora_registry.merge.fit import fit
 from lora_registry.ops.fingerprint import fingerprint
@@ -23,6 +24,7 @@ def pin(adapter: Adapter, base: str | Path, *, progress: Callable[[int, int], No
 
     Raises:
         InvalidInputError: the adapter does not fit ``base``, or is pinned to other weights.
+        UnsupportedError: the adapter says that it needs an editor who knows more.
     """
     checkpoint = open_base(base)
     fits = fit(adapter, checkpoint)
@@ -33,4 +35,4 @@ def pin(adapter: Adapter, base: str | Path, *, progress: Callable[[int, int], No
         prints[target] = fingerprint(checkpoint.array(checkpoint.ties.get(name, name)))
         if progress is not None:
             progress(position + 1, len(fits.matches))
-    return adapter.with_fingerprints(prints)
+    return edited(adapter, targets=adapter.with_fingerprints(prints).targets)
