@@ -39,7 +39,8 @@ class ExportReport:
         inputs: names of the graph's inputs.
         outputs: names of the graph's outputs.
         tensors: number of base tensors that the manifest places.
-        unused: tensors of the checkpoint that the graph does not hold.
+        unused: tensors of the checkpoint that no initializer holds as they are: heads that the model does not
+            have, or experts that transformers stacks.
         nbytes: size of the files together.
     """
 
@@ -69,7 +70,7 @@ class ExportReport:
             ("inputs", _shortened(self.inputs)),
             ("outputs", _shortened(self.outputs)),
             ("base tensors", self.tensors),
-            ("not in the graph", ", ".join(self.unused)),
+            ("not placed", _counted(self.unused)),
         ]
 
 
@@ -78,6 +79,11 @@ def _shortened(names: tuple[str, ...]) -> str:
     plain = [name for name in names if not name.startswith(("past_key_values.", "present."))]
     cache = len(names) - len(plain)
     return ", ".join(plain) + (f" and {cache} of the KV cache" if cache else "")
+
+
+def _counted(names: tuple[str, ...]) -> str:
+    """The first name, and how many follow."""
+    return f"{names[0]} ({len(names)} in all)" if len(names) > 1 else "".join(names)
 
 
 def export_model(
@@ -211,19 +217,17 @@ def _trace(
 def _places(graph: ir.Model, module: torch.nn.Module, checkpoint: Mapping[str, str]) -> dict[str, Place]:
     """Where each tensor of the checkpoint is in the graph; ties share a place, unused ones have none.
 
-    Parameters that the checkpoint leaves out because they are tied to one that it has (``lm_head.weight``)
-    are placed under the module's name for them.
+    What transformers makes on loading and the checkpoint does not have (the other name of a tied tensor,
+    experts stacked into one) is placed under the module's name for it, which is the name adapters use.
     """
     import torch
 
     tensors = named_tensors(module)
     initializers = graph.graph.initializers
     holder = {id(tensor): name for name, tensor in tensors.items() if name in initializers}
-    known = set(checkpoint.values())
-    shared = {id(tensors[name]) for name in known}
-    tied = {name: name for name, tensor in tensors.items() if name not in known and id(tensor) in shared}
+    made = (module.state_dict().keys() & tensors.keys()) - set(checkpoint.values())
     places = {}
-    for base_name, name in {**tied, **checkpoint}.items():
+    for base_name, name in {**{name: name for name in sorted(made)}, **checkpoint}.items():
         initializer = holder.get(id(tensors[name]))
         if initializer is None:
             continue

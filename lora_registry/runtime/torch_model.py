@@ -105,7 +105,11 @@ def load(folder: Path, *, dtype: str = "float32") -> TorchModel:
     model_class = getattr(transformers, architecture, None)
     if model_class is None:
         raise UnsupportedError(f"{folder}: transformers {transformers.__version__} has no architecture {architecture}")
-    module = _from_pretrained(model_class, folder, getattr(torch, dtypes.DTYPES[DTYPES[dtype]].torch))
+    options: dict[str, Any] = {"dtype": getattr(torch, dtypes.DTYPES[DTYPES[dtype]].torch)}
+    if any("experts" in key for key in config):
+        # of transformers' ways through a mixture of experts, the one without a loop that depends on the data
+        options["experts_implementation"] = "batched_mm"
+    module = _from_pretrained(model_class, folder, options)
     if module.main_input_name != "input_ids":
         raise UnsupportedError(
             f"{folder}: {architecture} takes {module.main_input_name}; loreg runs models of token ids"
@@ -160,13 +164,12 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
     return names[0]
 
 
-def _from_pretrained(model_class: Any, folder: Path, dtype: Any) -> Any:
+def _from_pretrained(model_class: Any, folder: Path, options: dict[str, Any]) -> Any:
     """Load, and refuse weights that transformers would have drawn at random."""
-    options: dict[str, Any] = {
+    options = options | {
         "local_files_only": True,
         "use_safetensors": True,
         "trust_remote_code": False,
-        "dtype": dtype,
         "attn_implementation": "eager",
         "output_loading_info": True,
     }

@@ -13,12 +13,14 @@ import tiny_models
 import torch
 from exported_models import DECODERS, ENCODERS, FAMILIES, Exported, relative, tokens
 from safetensors.torch import load_file, save_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from lora_registry.errors import ConflictError, NotFoundError, UnsupportedError
 from lora_registry.onnx.manifest import KEY, Manifest
 from lora_registry.runtime.export import export_model, export_module
 from lora_registry.runtime.generate import Decoder
 from lora_registry.runtime.ort import open_session, run
+from lora_registry.runtime.verify import verify
 
 Get = Callable[[str], Exported]
 
@@ -139,6 +141,32 @@ def test_a_prefix_in_the_checkpoint_is_kept(exported: Get, tmp_path: Path) -> No
     assert report.unused == ("head.weight",)
     assert renamed.keys() <= manifest.tensors.keys()
     assert manifest.tensors["bert.embeddings.LayerNorm.gamma"].initializer == "embeddings.LayerNorm.weight"
+
+
+@pytest.mark.slow
+def test_mixture_of_experts(tmp_path: Path) -> None:
+    """Stacked experts export and hold; they are placed under the model's name, which adapters use."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=64,
+    )
+    folder = tiny_models.save(MixtralForCausalLM(config).eval(), tmp_path / "base")
+    report = export_model(folder, tmp_path / "moe.onnx")
+    manifest = Manifest.of(ir.load(tmp_path / "moe.onnx").metadata_props)
+    assert manifest is not None
+    assert {place.initializer for place in manifest.tensors.values()} >= {
+        "model.layers.0.mlp.experts.gate_up_proj",
+        "model.layers.0.mlp.experts.down_proj",
+    }
+    assert all(".experts." in name for name in report.unused)
+    assert verify(tmp_path / "moe.onnx", folder, None).holds
 
 
 def test_any_module(tmp_path: Path) -> None:
