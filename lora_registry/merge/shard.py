@@ -18,7 +18,7 @@ from lora_registry.merge.plan import FilePlan, Part
 from lora_registry.merge.receipt import FileRecord, TensorRecord
 from lora_registry.merge.stream import CHUNK, HashedCopy, copy_file
 from lora_registry.ops.arrays import Array, as_bytes, numpy_dtype, round_to, to_array, widened
-from lora_registry.ops.change import BLOCK, RowMerger
+from lora_registry.ops.change import BLOCK, RowMerger, refuse_nonfinite
 from lora_registry.ops.fidelity import Fidelity, Measurement
 
 Progress = Callable[[str], None]
@@ -77,6 +77,7 @@ def _write_part(
         assert part.changes[0].kind is Kind.FULL
         value = to_array(part.changes[0].tensors["value"]).reshape(-1)
         for start, stop in _ranges(value.size):
+            refuse_nonfinite(part.name, start, None, widened(value[start:stop]))
             copy.put(as_bytes(_rounded(part.name, value[start:stop], part.entry.dtype)), None)
         records.append(_record(part, part.changes[0], None))
         return
@@ -121,7 +122,10 @@ def _changed(part: Part, weight: Array, shape: tuple[int, ...]) -> Iterator[tupl
     if not part.changes or part.changes[0].kind is Kind.FULL:
         source = to_array(part.changes[0].tensors["value"]).reshape(-1) if part.changes else weight
         for start, stop in _ranges(weight.size):
-            yield start, stop, widened(weight[start:stop]), widened(source[start:stop])
+            before, after = widened(weight[start:stop]), widened(source[start:stop])
+            if part.changes:
+                refuse_nonfinite(part.name, start, before, after)
+            yield start, stop, before, after
         return
     compute = np.float64 if weight.dtype == np.float64 else np.float32
     first, *others = [RowMerger(target, shape, compute) for target in part.changes]

@@ -53,7 +53,12 @@ def merged(target: Target, base: Array | None) -> Array:
         UnsupportedError: the change cannot be made in W: see :class:`RowMerger`.
     """
     if target.kind is Kind.FULL:
-        return widened(to_array(target.tensors["value"]))
+        value = widened(to_array(target.tensors["value"]))
+        same = base is not None and base.shape == value.shape
+        refuse_nonfinite(
+            target.name, 0, widened(base).reshape(-1) if base is not None and same else None, value.reshape(-1)
+        )
+        return value
     if base is None and "value" not in target.tensors:
         raise InvalidInputError(f"{target.name}: a {target.kind} target changes a base tensor, and there is none")
     weight = to_array(target.tensors["value"]) if base is None else base
@@ -216,7 +221,7 @@ class RowMerger:
             # One reduction tells that all is well, as NaN and infinity spread into it; only otherwise look closer.
             suspicious = not np.isfinite(np.dot(result, result))
         if suspicious:
-            self._refuse_new_nonfinite(start, base, result)
+            refuse_nonfinite(self.target.name, start, self.base(start, stop, base), result)
         return result
 
     def _merge(self, start: int, stop: int, base: Array) -> Array:
@@ -267,12 +272,26 @@ class RowMerger:
             yield _Piece(matrix, slice(inside, inside + take), elements)
             row += take
 
-    def _refuse_new_nonfinite(self, start: int, base: Array, result: Array) -> None:
-        before = self.base(start, start + result.size, base)
-        bad = ~np.isfinite(result) & np.isfinite(before)
-        if bad.any():
-            where = start + int(np.argmax(bad))
-            raise InvalidInputError(
-                f"{self.target.name}: the merged weight is not finite at element {where} "
-                f"(row {where // self._columns}) although the base is; the adapter is broken"
-            )
+
+def refuse_nonfinite(name: str, start: int, before: Array | None, after: Array) -> None:
+    """Refuse a result that is not finite where the base is.
+
+    Args:
+        name: of the target, for the message.
+        start: number of the first element of ``after`` in its tensor.
+        before: W, flat; None where the base has no such tensor.
+        after: W', flat. Anything but floats passes.
+
+    Raises:
+        InvalidInputError: there is such an element.
+    """
+    if after.dtype.kind != "f":
+        return
+    bad = ~np.isfinite(after)
+    if before is not None:
+        bad &= np.isfinite(before)
+    if bad.any():
+        where = start + int(np.argmax(bad))
+        raise InvalidInputError(
+            f"{name}: the merged weight is not finite at element {where} although the base is; the adapter is broken"
+        )

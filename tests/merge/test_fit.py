@@ -159,6 +159,16 @@ def test_broken_factors_are_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["base.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["w", "new"])
+def test_broken_values_are_refused(name: str, tmp_path: Path) -> None:
+    """A value that replaces or adds a tensor is looked at too."""
+    path = base_of(tmp_path, w=np.zeros((4, 3), np.float32))
+    adapter = Adapter(targets=(full(name, np.full((4, 3), np.nan, np.float32)),))
+    with pytest.raises(InvalidInputError, match="not finite at element 0"):
+        merge_checkpoint(adapter, path, tmp_path / "out.safetensors", allow_new=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["base.safetensors"]
+
+
 def test_float16_overflow_is_refused(tmp_path: Path) -> None:
     """What float16 cannot hold is not written as infinity."""
     path = base_of(tmp_path, w=np.zeros((4, 3), np.float16))
