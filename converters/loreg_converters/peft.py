@@ -7,6 +7,7 @@ from pathlib import Path
 from lora_registry.adapter import Adapter
 from lora_registry.convert.report import Report
 from lora_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
+from lora_registry.format.files import storage_errors
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = 1 << 20  # bytes of a config that sniffing looks at
@@ -42,7 +43,8 @@ class PeftConverter:
         if len(folders) > 1:
             names = ", ".join(folder.name for folder in folders)
             raise UnsupportedError(f"{path} holds several adapters: {names}; convert one of these folders")
-        adapter, report = read_folder(folders[0])
+        with storage_errors(folders[0]):
+            adapter, report = read_folder(folders[0])
         if folders[0] not in (path, path.parent):
             report.kept(folders[0].name, "the one named adapter in the folder")
         return adapter, report

@@ -126,3 +126,23 @@ def test_exploding_repetitions_are_refused(pattern: str) -> None:
     """Counted repetitions multiply; the automaton has a limit."""
     with pytest.raises(PatternError, match="states"):
         Regex(pattern)
+
+
+def test_too_many_patterns_are_refused_and_whole_names_are_not_counted() -> None:
+    """Patterns that are tried in turn have a limit; anchored whole names are looked up."""
+    names = [f"model.layers.{index}.q" for index in range(20_000)]
+    scaling = synthesize({name: (1 << index % 3, float(index)) for index, name in enumerate(names)})
+    assert isinstance(scaling, Scaling)
+    compiled = scaling.compiled()
+    assert [compiled.scale(name) for name in names[::4999]] == [0.0, 4999.0, 9998.0, 14997.0, 19996.0]
+    with pytest.raises(PatternError, match="too many"):
+        Scaling(1, 1, rank_pattern={f"layer{index}.q": 1 for index in range(5000)}).compiled()
+    with pytest.raises(PatternError, match="too many"):
+        Scaling(1, 1, alpha_pattern={f"layer{index}.*q": 1 for index in range(65)}).compiled()
+
+
+def test_first_match_wins_between_whole_names_and_patterns() -> None:
+    """A whole name is looked up and still waits for the patterns before it."""
+    before = Scaling(1, 1, alpha_pattern={"a.b": 2, r"^x\.a\.b": 3}).compiled()
+    after = Scaling(1, 1, alpha_pattern={r"^x\.a\.b": 3, "a.b": 2}).compiled()
+    assert (before.alpha("x.a.b"), after.alpha("x.a.b"), after.alpha("y.a.b"), after.alpha("z")) == (2, 3, 2, 1)

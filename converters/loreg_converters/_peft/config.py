@@ -145,8 +145,10 @@ class Config:
                     return Regex(pattern).matches(module)
                 except PatternError:
                     return None
-            case names:
-                return not names.isdisjoint(suffixes(module))
+            case names if not names.isdisjoint(suffixes(module)):
+                return True
+        # ensure_weight_tying puts the same factors on the tied head, which it takes out of target_modules.
+        return None if self.raw.get("ensure_weight_tying") else False
 
 
 def suffixes(name: str) -> list[str]:
