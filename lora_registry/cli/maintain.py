@@ -62,8 +62,9 @@ def fsck(ctx: click.Context, registry_home: str | None, as_json: bool) -> None:
 @command("reindex", examples="loreg reindex")
 @registry_option
 @json_option
-def reindex(registry_home: str | None, as_json: bool) -> None:
-    """Rebuild the catalogue from the manifests and the journal that lie beside it."""
+@click.pass_context
+def reindex(ctx: click.Context, registry_home: str | None, as_json: bool) -> None:
+    """Rebuild the catalogue from the manifests and the journal that lie beside it; exit 1 if something is lost."""
     with status("rebuilding the catalogue", quiet=as_json):
         rebuilt = Registry.open(registry_home).reindex()
     if as_json:
@@ -73,3 +74,5 @@ def reindex(registry_home: str | None, as_json: bool) -> None:
         click.echo(f"rebuilt {manifests}, {tags}, {plural(rebuilt.events, 'event')}")
         for repository, digest in rebuilt.lost:
             click.echo(f"{click.style('lost', fg='red')} {repository}@{digest}")
+    if rebuilt.lost:
+        ctx.exit(EXIT_FINDINGS)
