@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from lora_registry.errors import ConflictError
+from lora_registry.errors import ConflictError, NotFoundError
 from lora_registry.format.files import storage_errors, sync_folder
 
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -76,11 +76,14 @@ def data_path(path: Path) -> Path:
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse, before any work, to write over what exists.
+    """Refuse, before any work, to write over what exists or where nothing can be written.
 
     Raises:
+        NotFoundError: the folder of ``path`` does not exist.
         ConflictError: the file or its data file exists, and ``overwrite`` is false.
     """
+    if not path.parent.is_dir():
+        raise NotFoundError(f"no such folder: {path.parent}")
     taken = [each for each in (path, data_path(path)) if os.path.lexists(each)]
     if taken and not overwrite:
         raise ConflictError(f"{taken[0]} exists; remove it or choose another name")
