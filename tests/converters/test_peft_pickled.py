@@ -112,6 +112,13 @@ def test_no_other_name_can_be_called(tmp_path: Path, call: object) -> None:
         read_pickled(zipped(tmp_path / "a.bin", pickle.dumps({"x": Evil(call, "1")})))
 
 
+@pytest.mark.parametrize("program", [bytearray(b"x"), b"bytes", {1, 2}, 1 << 3000, pickle.PickleBuffer(b"x")])
+def test_other_opcodes_are_refused_before_anything_runs(tmp_path: Path, program: object) -> None:
+    """A state dict needs a few dozen opcodes; a damaged one of the others can upset the interpreter itself."""
+    with pytest.raises(InvalidInputError, match="which no state dict does"):
+        read_pickled(zipped(tmp_path / "a.bin", pickle.dumps({"x": program}, 5)))
+
+
 def test_format_from_before_torch_1_6_is_refused_by_name(tmp_path: Path) -> None:
     """The old format is a bare sequence of pickles."""
     torch.save({"x": torch.zeros(2)}, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
@@ -170,6 +177,7 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path: Path, offset: object
         b"}",
         b"garbage",
         b"\x80\x02}q\x00X\xff\xff\xff\xff",
+        b"\x80\x02}r\xff\xff\xff\x7f.",
         b"(" * 100_000 + b".",
         pickle.dumps([1]),
         pickle.dumps({"a": 1}),

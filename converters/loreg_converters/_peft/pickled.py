@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import mmap
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
@@ -38,6 +39,14 @@ _STORAGES = {
 
 _DTYPES = {dtype.torch: dtype.name for dtype in DTYPES.values()}
 _UNTYPED = "U8"  # storages of newer types are bytes; the tensor over them says what they hold
+
+_OPCODES = frozenset({
+    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
+    "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND",
+    "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID",
+    "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET",
+})  # fmt: skip
+"""What state dicts are made of in protocols 2 to 5. The other opcodes make objects in ways that none needs."""
 
 # What a hostile sequence of opcodes can make the unpickling machine raise.
 _PICKLE_ERRORS = (
@@ -130,9 +139,18 @@ def _program(path: Path, members: Mapping[str, memoryview]) -> bytes:
 
 def _run(path: Path, program: bytes, members: Mapping[str, memoryview]) -> Any:
     try:
+        _check_opcodes(path, program)
         return _Machine(path, program, members).load()
     except _PICKLE_ERRORS as error:
         raise InvalidInputError(f"{path}: the pickle is damaged ({type(error).__name__}: {error})") from None
+
+
+def _check_opcodes(path: Path, program: bytes) -> None:
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+        if opcode.name not in _OPCODES:
+            raise InvalidInputError(f"{path}: the pickle uses {opcode.name}, which no state dict does; it was not run")
+        if opcode.name == "LONG_BINPUT" and int(argument or 0) > count:
+            _malformed("a memo that is larger than the program")  # the memo is an array as long as its highest index
 
 
 class _Machine(pickle.Unpickler):
