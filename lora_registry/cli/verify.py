@@ -18,18 +18,21 @@ from lora_registry.errors import IntegrityError
     examples="""
 loreg verify merged.onnx --base ./base --adapter support/tone:1
 loreg verify merged.onnx --base ./base --adapter support/tone:1 --provider cuda
+loreg verify base.onnx --base ./base
 """,
 )
 @click.argument("merged", type=click.Path(path_type=Path))
 @click.option(
     "--base", type=click.Path(path_type=Path), required=True, help="The Hugging Face folder of the base model."
 )
-@click.option("--adapter", type=ADAPTER, required=True, help="The adapter that was merged.")
+@click.option("--adapter", type=ADAPTER, help="The adapter that was merged; none for a plain export.")
 @click.option(
     "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where MERGED runs."
 )
 @click.option(
-    "--tolerance", type=click.FloatRange(min=0), help="Largest relative error that holds.  [default: by dtype]"
+    "--tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Largest relative error that holds.  [default: by dtype]",
 )
 @click.option("--samples", type=click.IntRange(min=1), default=4, show_default=True, help="Inputs to try.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the inputs.")
@@ -41,7 +44,7 @@ loreg verify merged.onnx --base ./base --adapter support/tone:1 --provider cuda
 def verify(
     merged: Path,
     base: Path,
-    adapter: str,
+    adapter: str | None,
     provider: str,
     tolerance: float | None,
     samples: int,
@@ -57,10 +60,10 @@ def verify(
     """
     from lora_registry.runtime.verify import verify as compare
 
-    opened = open_any(adapter, registry_home)
+    expected = open_any(adapter, registry_home).adapter if adapter is not None else None
     with status("running both", quiet=as_json):
         report = compare(
-            merged, base, opened.adapter, provider=provider, samples=samples, seed=seed, tolerance=tolerance, tied=tied
+            merged, base, expected, provider=provider, samples=samples, seed=seed, tolerance=tolerance, tied=tied
         )
     if as_json:
         print_json(report.to_json())
@@ -68,4 +71,6 @@ def verify(
         for line in report.lines():
             click.echo(line)
     if not report.holds:
-        raise IntegrityError(f"{merged} is not the base with this adapter")
+        raise IntegrityError(
+            f"{merged} is not the base {'with this adapter' if adapter else 'that it was exported from'}"
+        )
