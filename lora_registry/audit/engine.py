@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from collections.abc import Iterable
 
 from lora_registry.adapter import Adapter
 from lora_registry.audit.base import FitResult, check_fit
@@ -17,9 +16,7 @@ from lora_registry.audit.tensors import check_tensors, describe
 from lora_registry.convert.report import Report
 from lora_registry.findings import Finding
 from lora_registry.format.document import to_document
-
-Progress: TypeAlias = Callable[[int, int], None]
-"""Called with the number of targets that are measured and that of all."""
+from lora_registry.progress import Progress
 
 
 def audit(
@@ -42,7 +39,7 @@ def audit(
         report: of the conversion that made the adapter; its losses become findings.
         file_findings: what :func:`lora_registry.format.reader.check_file` found in the native file; empty
             where it found nothing, None where there was no native file, which the report says.
-        progress: called before the first target and after each.
+        progress: called with the number of targets measured and of all.
     """
     document = to_document(adapter)
     findings, structure = check_structure(adapter, document)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
 
-Progress: TypeAlias = Callable[[int, int], None]
-"""Called with what is done and what there is to do, in the unit of the task."""
+from lora_registry.progress import Progress
 
 
 @contextmanager

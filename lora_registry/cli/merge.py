@@ -10,12 +10,12 @@ import click
 from lora_registry.cli._adapters import ADAPTER, open_any
 from lora_registry.cli._command import command, json_option, printable, registry_option
 from lora_registry.cli._output import plural, print_fields, print_json, size
-from lora_registry.cli._progress import status
+from lora_registry.cli._progress import progress
 from lora_registry.errors import UsageError
 
 if TYPE_CHECKING:
-    from lora_registry.merge.plan import TiedPolicy
     from lora_registry.merge.receipt import Receipt
+    from lora_registry.ops.tied import TiedPolicy
 
 
 @command(
@@ -72,8 +72,10 @@ def merge(
     by digest and says how much of each change survived the output dtype.
     """
     opened = open_any(adapter, registry_home)
-    with status(f"merging into {output.name}", quiet=as_json) as say:
-        if base.suffix == ".onnx":
+    into_onnx = base.suffix == ".onnx"
+    unit = "tensors" if into_onnx else "bytes"
+    with progress(f"merging into {output.name}", unit=unit, quiet=as_json) as advance:
+        if into_onnx:
             _refuse(dtype=dtype, allow_new=allow_new)
             from lora_registry.merge.onnx_model import merge_onnx
 
@@ -85,7 +87,7 @@ def merge(
                 tied=tied,
                 require_exact=require_exact,
                 overwrite=overwrite,
-                progress=say,
+                progress=advance,
             )
         else:
             _refuse(checkpoint=checkpoint)
@@ -100,7 +102,7 @@ def merge(
                 allow_new=allow_new,
                 require_exact=require_exact,
                 overwrite=overwrite,
-                progress=say,
+                progress=advance,
             )
     if as_json:
         print_json(receipt.to_json())

@@ -41,14 +41,14 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
             if overwrite:
                 temporary.replace(path)
             else:
-                _claim(temporary, path)
+                claim(temporary, path)
             sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _claim(temporary: Path, path: Path) -> None:
+def claim(temporary: Path, path: Path) -> None:
     """Give ``temporary`` the name ``path``, which must be free even if it was taken a moment ago."""
     try:
         os.link(temporary, path)

@@ -27,11 +27,13 @@ from lora_registry.format.identity import content_digest
 from lora_registry.merge.base import Checkpoint, open_base
 from lora_registry.merge.companions import Companions, find_companions
 from lora_registry.merge.fit import Fit, fit
-from lora_registry.merge.plan import Plan, TiedPolicy, make_plan
+from lora_registry.merge.plan import Plan, make_plan
 from lora_registry.merge.receipt import FOLDER_RECEIPT, FileRecord, Receipt
-from lora_registry.merge.shard import Progress, write_file
+from lora_registry.merge.shard import write_file
 from lora_registry.merge.stream import copy_file
 from lora_registry.merge.ties import FLAG, untied
+from lora_registry.ops.tied import TiedPolicy
+from lora_registry.progress import Counted, Progress
 
 _SPARE = 16 << 20  # bytes that must stay free: receipt, folders, journal
 
@@ -61,10 +63,10 @@ def merge_checkpoint(
         dtype: ``F32``, ``BF16``, ``F16`` or ``F64`` (or torch's names) for every floating-point tensor of the
             output, and for the configuration; None keeps what each tensor has.
         tied: what happens where the adapter changes one of two tied tensors; see
-            :data:`~lora_registry.merge.plan.TiedPolicy`.
+            :data:`~lora_registry.ops.tied.TiedPolicy`.
         allow_new: full targets may bring tensors that the base does not have.
         require_exact: refuse unless fingerprints prove that this is the base the adapter was made for.
-        progress: called with the name of every changed tensor once it is written.
+        progress: called with the bytes of the weights written and of all.
         overwrite: an earlier merge (a folder with a receipt), or a file, may be replaced.
 
     Returns:
@@ -90,8 +92,9 @@ def merge_checkpoint(
     # The threads of merge.stream share the cores with the arithmetic; BLAS with threads of its own is slower.
     with storage_errors(out), threadpool_limits(1, "blas"), _workshop(out) as workshop:
         inputs, outputs, tensors = [], [], []
+        written_bytes = Counted(progress, sum(file.size for file in plan.files))
         for file in plan.files:
-            read, written, records = write_file(file, base, workshop / file.name, progress or (lambda _: None))
+            read, written, records = write_file(file, base, workshop / file.name, written_bytes)
             inputs.append(read)
             outputs.append(written)
             tensors += records

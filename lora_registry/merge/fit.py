@@ -16,8 +16,8 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InconclusiveError, InvalidInputError, UnsupportedError
 from lora_registry.findings import Finding, Severity
 from lora_registry.merge.base import BaseModel
-from lora_registry.onnx.prefix import Prefix, uniform_prefix
 from lora_registry.ops.fingerprint import fingerprint
+from lora_registry.ops.prefix import Prefix, uniform_prefix
 
 _QUANTIZED_BESIDE = ("absmax", "quant_state", "qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB")
 """Tensors that bitsandbytes, GPTQ, AWQ, compressed-tensors and FP8 checkpoints keep beside a packed weight."""
@@ -128,8 +128,7 @@ def _match(adapter: Adapter, names: frozenset[str], findings: list[Finding]) -> 
         findings.append(Finding("M-006", "", f"{what} the names of the adapter", Severity.NOTE))
     matches, missing = {}, []
     for target in adapter:
-        # A name outside of the prefixed part, such as lm_head.weight beside transformer.*, stands for itself.
-        found = next((name for name in (prefix.apply(target.name), target.name) if name in names), None)
+        found = prefix.find(target.name, names)
         if found is None:
             missing.append(target)
         else:

@@ -23,15 +23,16 @@ from lora_registry.merge.receipt import FileRecord, Receipt, TensorRecord, recei
 from lora_registry.onnx.evidence import VALUE_MATCH
 from lora_registry.onnx.model import OnnxModel, dtype_of
 from lora_registry.onnx.patch import Maker, Patch
-from lora_registry.onnx.resolution import Carrier, Resolution, ResolvedBase, TiedPolicy
+from lora_registry.onnx.resolution import Carrier, Resolution, ResolvedBase
 from lora_registry.onnx.resolve import resolve
 from lora_registry.onnx.save import SavedFile, save
 from lora_registry.onnx.values import oriented
-from lora_registry.onnx.writer import Progress
 from lora_registry.ops.arrays import Array, round_to
 from lora_registry.ops.change import merged
 from lora_registry.ops.fidelity import Fidelity, measure
 from lora_registry.ops.fingerprint import fingerprint
+from lora_registry.ops.tied import TiedPolicy
+from lora_registry.progress import Progress
 
 ADAPTER_KEY = "loreg.adapter"
 """Key in ``metadata_props``: content digests of the adapters that were merged, in their order, by one space."""
@@ -67,7 +68,7 @@ def merge_onnx(
         tied: what happens to a tensor that is read both as embedding rows and as the matrix of the head.
         require_exact: refuse unless fingerprints prove that this is the base the adapter was made for.
         overwrite: whether outputs may exist.
-        progress: called with the name of each initializer that was written.
+        progress: called with the number of initializers made anew, and of all.
 
     Raises:
         InvalidInputError: a target was not found, or does not fit; carries a finding for each.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from lora_registry.adapter import Adapter
@@ -10,9 +9,10 @@ from lora_registry.format.edit import edited
 from lora_registry.merge.base import open_base
 from lora_registry.merge.fit import fit
 from lora_registry.ops.fingerprint import fingerprint
+from lora_registry.progress import Counted, Progress
 
 
-def pin(adapter: Adapter, base: str | Path, *, progress: Callable[[int, int], None] | None = None) -> Adapter:
+def pin(adapter: Adapter, base: str | Path, *, progress: Progress | None = None) -> Adapter:
     """The adapter with the fingerprint of every tensor that it changes, taken from ``base``.
 
     Fingerprints that the adapter has already must be those of ``base``: a pin is never moved in silence.
@@ -31,8 +31,8 @@ def pin(adapter: Adapter, base: str | Path, *, progress: Callable[[int, int], No
     pinned = any(target.fingerprint is not None for target in adapter)
     fits.require(f"adapter and {base}", exact=pinned and any(finding.rule == "M-004" for finding in fits.findings))
     prints = {}
-    for position, (target, name) in enumerate(fits.matches.items()):
+    hashed = Counted(progress, len(fits.matches))
+    for target, name in fits.matches.items():
         prints[target] = fingerprint(checkpoint.array(checkpoint.ties.get(name, name)))
-        if progress is not None:
-            progress(position + 1, len(fits.matches))
+        hashed.advance(1)
     return edited(adapter, targets=adapter.with_fingerprints(prints).targets)

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, TypeAlias
 
 from lora_registry.adapter import LOW_RANK, Adapter, Kind, Target
 from lora_registry.dtypes import DTYPES
@@ -15,11 +14,7 @@ from lora_registry.format.container import Entry, encode_header
 from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.fit import Fit
 from lora_registry.ops.change import check_mergeable
-
-TiedPolicy: TypeAlias = Literal["untie", "both", "error"]
-"""What happens to tied tensors of which the adapter changes one: ``untie`` gives each its own values, which is
-what the unmerged adapter means; ``both`` changes both, which is what ``merge_and_unload()`` of PEFT does;
-``error`` refuses."""
+from lora_registry.ops.tied import TiedPolicy
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,11 @@ from lora_registry.merge.stream import CHUNK, HashedCopy, copy_file
 from lora_registry.ops.arrays import Array, as_bytes, numpy_dtype, round_to, to_array, widened
 from lora_registry.ops.change import BLOCK, RowMerger, refuse_nonfinite
 from lora_registry.ops.fidelity import Fidelity, Measurement
-
-Progress = Callable[[str], None]
-"""Called with the name of every changed tensor that was just written."""
+from lora_registry.progress import Counted
 
 
 def write_file(
-    plan: FilePlan, base: Checkpoint, path: Path, progress: Progress
+    plan: FilePlan, base: Checkpoint, path: Path, written: Counted
 ) -> tuple[FileRecord, FileRecord, list[TensorRecord]]:
     """Write one file of the output.
 
@@ -34,7 +32,7 @@ def write_file(
         plan: what it holds.
         base: where the values come from.
         path: the file to make; its folder exists, the file does not.
-        progress: called after every changed tensor.
+        written: counts the bytes.
 
     Returns:
         The record of the base's file, that of the new one, and one for every changed tensor.
@@ -45,15 +43,16 @@ def write_file(
     container = base.shards[plan.name]
     if plan.is_copy:
         record = copy_file(container.path, path)
+        written.advance(record.size)
         return record, record, []
     records: list[TensorRecord] = []
     with path.open("xb") as stream:
         with HashedCopy(stream) as copy:
             copy.put(plan.head, _head(container))
+            written.advance(len(plan.head))
             for part in plan.parts:
                 _write_part(part, base, copy, container if part.name in container.entries else None, records)
-                if part.changes:
-                    progress(part.name)
+                written.advance(part.entry.end - part.entry.begin)
         stream.flush()
         os.fsync(stream.fileno())
     read = Digest(copy.read.hexdigest()) if plan.follows_base else Digest.of_file(container.path)

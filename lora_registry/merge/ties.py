@@ -1,7 +1,7 @@
 """Tied tensors: one set of values under two names, of which a checkpoint usually stores one.
 
 An adapter may change one of the two and not the other. What then happens to the tie is for the caller to
-decide (:data:`lora_registry.merge.plan.TiedPolicy`) and never an accident: PEFT issue 2018 and transformers
+decide (:data:`lora_registry.ops.tied.TiedPolicy`) and never an accident: PEFT issue 2018 and transformers
 issue 45127 are two of the accidents.
 """
 

@@ -8,10 +8,10 @@ from lora_registry.adapter import Target
 from lora_registry.onnx.candidate import Candidate, may_hold
 from lora_registry.onnx.model import OnnxModel, dtype_of
 from lora_registry.onnx.names import Names
-from lora_registry.onnx.prefix import Prefix, uniform_prefix
 from lora_registry.onnx.refusal import AMBIGUOUS, OTHER_VALUES, RefusalError
 from lora_registry.onnx.values import Checkpoint, carriers_of, cast, oriented, same_values, swap
 from lora_registry.ops.arrays import Array
+from lora_registry.ops.prefix import Prefix, uniform_prefix
 
 VALUE_MATCH = "value-match"
 """Id of the rule that goes by the values of the base checkpoint."""

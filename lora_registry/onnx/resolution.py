@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -13,10 +12,6 @@ from lora_registry.onnx.model import OnnxModel, dtype_of, shape_of
 from lora_registry.onnx.sites import Site
 from lora_registry.onnx.values import oriented, swap
 from lora_registry.ops.arrays import Array
-
-TiedPolicy: TypeAlias = Literal["untie", "both", "error"]
-"""What happens to a tensor that is read both as embedding rows and as the matrix of the head: only the use
-that the target names changes, both change, or the merge is refused."""
 
 
 @dataclass(frozen=True, slots=True)

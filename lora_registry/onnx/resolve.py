@@ -20,7 +20,6 @@ from lora_registry.onnx.evidence import Evidence
 from lora_registry.onnx.model import OnnxModel, shape_of
 from lora_registry.onnx.names import Hit, Names
 from lora_registry.onnx.orientation import is_transposed, is_transposed_table
-from lora_registry.onnx.prefix import uniform_prefix
 from lora_registry.onnx.refusal import (
     AMBIGUOUS,
     COMPUTED,
@@ -32,9 +31,11 @@ from lora_registry.onnx.refusal import (
     UNSUPPORTED,
     RefusalError,
 )
-from lora_registry.onnx.resolution import Carrier, Resolution, TiedPolicy
+from lora_registry.onnx.resolution import Carrier, Resolution
 from lora_registry.onnx.sites import Read, Site
 from lora_registry.onnx.values import Checkpoint, oriented, same_values, swap
+from lora_registry.ops.prefix import uniform_prefix
+from lora_registry.ops.tied import TiedPolicy
 
 READS: Mapping[Kind, frozenset[Read]] = {
     Kind.LINEAR: frozenset({Read.MATRIX}),

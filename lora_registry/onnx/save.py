@@ -7,7 +7,6 @@ Both files are made in a folder of their own beside ``out`` and take their names
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -19,12 +18,11 @@ from typing import TypeAlias
 
 from lora_registry.digest import Digest
 from lora_registry.errors import ConflictError, NotAllowedError, NotFoundError
-from lora_registry.format.files import storage_errors, sync_folder
+from lora_registry.format.files import claim, storage_errors, sync_folder
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.onnx.patch import Patch
-from lora_registry.onnx.writer import Progress, Writer, write_bytes
-
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
+from lora_registry.onnx.writer import Writer, write_bytes
+from lora_registry.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ def save(
         out: the ``.onnx``; data, if there are any, go to ``<out>.data``.
         sidecar: path in the folder of ``out``, and maker, of one more file that appears with the model.
         overwrite: whether outputs may exist.
-        progress: see :data:`Progress`.
+        progress: called with the number of initializers made anew, and of all.
 
     Returns:
         The model, and the data file if there is one.
@@ -72,7 +70,7 @@ def save(
     with storage_errors(out):
         workshop = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
         try:
-            has_data = Writer(patch, workshop, data.name, progress or (lambda _: None)).write(workshop / out.name)
+            has_data = Writer(patch, workshop, data.name, progress).write(workshop / out.name)
             saved = tuple(_record(workshop / path.name) for path in ((out, data) if has_data else (out,)))
             if sidecar is not None:
                 write_bytes(workshop / sidecar[0].name, sidecar[1](saved))
@@ -119,11 +117,4 @@ def _name(finished: Path, path: Path, overwrite: bool) -> None:
     if overwrite:
         finished.replace(path)
         return
-    try:
-        os.link(finished, path)  # unlike a rename, it never replaces
-    except FileExistsError:
-        raise ConflictError(f"{path} exists; remove it or choose another name") from None
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        finished.replace(path)
+    claim(finished, path)

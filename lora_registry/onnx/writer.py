@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
@@ -16,15 +15,13 @@ from lora_registry.onnx.external import byte_range
 from lora_registry.onnx.model import external_tensors
 from lora_registry.onnx.patch import Patch
 from lora_registry.ops.arrays import Array, as_bytes
+from lora_registry.progress import Counted, Progress
 
 ALIGNMENT = 4096  # of what is added to a data file, so that runtimes can map it
 SMALLEST_EXTERNAL = 1024  # bytes; smaller new tensors stay in the graph
 LARGEST_GRAPH = (1 << 31) - (1 << 26)  # bytes; a protobuf message ends at 2 GiB, and the graph needs some
 
 _NO_SHARING = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
-
-Progress: TypeAlias = "Callable[[str], None]"
-"""Called with the name of every initializer whose new values were just written."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -42,12 +39,12 @@ class Writer:
     the old ones.
     """
 
-    def __init__(self, patch: Patch, folder: Path, location: str, progress: Progress) -> None:
+    def __init__(self, patch: Patch, folder: Path, location: str, progress: Progress | None) -> None:
         self._patch = patch
         self._model = patch.model
         self._folder = folder
         self._location = location
-        self._progress = progress
+        self._made = Counted(progress, len(patch.makers))
         self._end = 0
         self._placed: dict[ir.Value, ir.TensorProtocol] = {}
 
@@ -74,7 +71,7 @@ class Writer:
 
     def _make(self, value: ir.Value) -> Array:
         array = self._patch.makers[value]()
-        self._progress(str(value.name))
+        self._made.advance(1)
         return array
 
     # -- the data file --------------------------------------------------------------------------------------

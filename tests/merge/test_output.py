@@ -244,11 +244,16 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     assert memory["peak"] < 120e6
 
 
-def test_progress_names_every_changed_tensor(
+def test_progress_counts_the_bytes_of_the_weights(
     peft_merge: Callable, tiny_dir: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Each once, in the order in which they are written."""
+    """From nothing to all of them, never backwards."""
     adapter, _ = peft_merge("llama-untied", LoraConfig(r=2, target_modules=["q_proj"]))
-    seen: list[str] = []
-    merge_checkpoint(adapter, tiny_dir("llama-untied"), tmp_path / "out", progress=seen.append)
-    assert sorted(seen) == [target.name for target in adapter]
+    seen: list[tuple[int, int]] = []
+    merge_checkpoint(
+        adapter, tiny_dir("llama-untied"), tmp_path / "out", progress=lambda done, total: seen.append((done, total))
+    )
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert seen[0] == (0, size)
+    assert seen[-1] == (size, size)
+    assert seen == sorted(seen)

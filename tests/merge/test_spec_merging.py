@@ -8,7 +8,7 @@ from typing import get_args
 
 from lora_registry.merge.fit import Verdict
 from lora_registry.merge.receipt import Receipt
-from lora_registry.onnx.resolution import TiedPolicy
+from lora_registry.ops.tied import TiedPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "spec/merging.md").read_text()

@@ -1,7 +1,7 @@
-"""The one prefix by which all names of an adapter differ from those of an exported graph.
+"""The one prefix by which all names of an adapter differ from those of a base.
 
-An exporter names tensors after the object that it was given: a wrapper around the model puts a prefix on every
-name, the export of an encoder without its head takes one off.
+A wrapper around a model puts a prefix on every name; saving or exporting an encoder without its head takes one
+off. Different prefixes for different targets would be guessing, so there is one (P-013).
 """
 
 from __future__ import annotations
@@ -21,8 +21,15 @@ class Prefix:
     dropped: str = ""
 
     def apply(self, name: str) -> str | None:
-        """The name in the graph; None where ``name`` lacks the prefix that is dropped."""
+        """The name in the base; None where ``name`` lacks the prefix that is dropped."""
         return self.added + name.removeprefix(self.dropped) if name.startswith(self.dropped) else None
+
+    def find(self, name: str, names: Collection[str]) -> str | None:
+        """The base's name for the adapter's ``name``; None where the base has none.
+
+        A name outside of the prefixed part, such as ``lm_head.weight`` beside ``transformer.*``, stands for itself.
+        """
+        return next((candidate for candidate in (self.apply(name), name) if candidate in names), None)
 
     def __str__(self) -> str:
         return f"+{self.added}" if self.added else f"-{self.dropped}" if self.dropped else "none"
@@ -55,6 +62,6 @@ def uniform_prefix(wanted: Iterable[str], names: Collection[str]) -> Prefix | No
     best = sorted(prefix for prefix, count in found.items() if count == most)
     if best[0] != Prefix() and len(best) > 1:
         raise InconclusiveError(
-            f"the names of the adapter fit the graph under several prefixes: {', '.join(map(str, best))}"
+            f"the names of the adapter fit the base under several prefixes: {', '.join(map(str, best))}"
         )
     return best[0]
