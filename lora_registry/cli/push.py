@@ -34,6 +34,7 @@ loreg push tone.loreg.safetensors support/tone:prod --move
     "--base", type=click.Path(path_type=Path), help="Base model; records a fingerprint of each touched tensor."
 )
 @click.option("--base-name", help="What people call the base model.")
+@click.option("--base-revision", help="Commit or version of the base model.")
 @click.option("--base-license", metavar="SPDX", help="License of the base model.")
 @click.option("--license", "license_", metavar="SPDX", help="License of the adapter, such as Apache-2.0.")
 @click.option("--title", help="One line that says what the adapter is for.")
@@ -47,6 +48,7 @@ def push(
     format_name: str | None,
     base: Path | None,
     base_name: str | None,
+    base_revision: str | None,
     base_license: str | None,
     license_: str | None,
     title: str | None,
@@ -62,7 +64,11 @@ def push(
     """
     opened = open_any(adapter, registry_home, format_name)
     refuse_losses(opened.report, strict=strict)
-    described = _describe(opened.adapter, base_name, base_license, license_, title)
+    described = _describe(
+        opened.adapter,
+        _said(name=base_name, revision=base_revision, license=base_license),
+        _said(title=title, license=license_),
+    )
     if base is not None:
         from lora_registry.merge.pin import pin
 
@@ -88,14 +94,10 @@ def push(
     print_report(opened.report)
 
 
-def _describe(
-    adapter: Adapter, base_name: str | None, base_license: str | None, license_: str | None, title: str | None
-) -> Adapter:
+def _describe(adapter: Adapter, base: dict[str, Any], info: dict[str, Any]) -> Adapter:
     """The adapter with what the command line says about it; the same one where that is nothing."""
     from lora_registry.format.edit import edited
 
-    base = _said(name=base_name, license=base_license)
-    info = _said(title=title, license=license_)
     if not base and not info:
         return adapter
     return edited(adapter, base=replace(adapter.base, **base), info={**adapter.info, **info})
