@@ -61,7 +61,7 @@ def open_path(path: Path, format_name: str | None = None) -> Opened:
 
     Args:
         path: what to open.
-        format_name: the converter to use instead of the one that recognises the path.
+        format_name: the converter to use instead of the one that recognizes the path.
     """
     from lora_registry.convert.discover import converter, detect
     from lora_registry.format.reader import is_native, read_adapter

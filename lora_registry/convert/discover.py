@@ -48,11 +48,11 @@ def converter(name: str) -> Converter:
 
 
 def detect(path: Path) -> Converter:
-    """The one converter that recognises ``path``.
+    """The one converter that recognizes ``path``.
 
     Raises:
         NotFoundError: nothing is there.
-        UnsupportedError: no converter recognises it, or more than one does.
+        UnsupportedError: no converter recognizes it, or more than one does.
     """
     if not path.exists():
         raise NotFoundError(f"no such file or folder: {path}")

@@ -77,7 +77,7 @@ def merge_checkpoint(
         ConflictError: ``out`` exists; or a tied tensor is changed and ``tied`` is ``error``.
         NotAllowedError: ``out`` is the base, or is inside of it.
         InvalidInputError: the adapter does not fit, the base is broken, or a result is not finite.
-        UnsupportedError: the base is quantised or pickled, or a change cannot be merged.
+        UnsupportedError: the base is quantized or pickled, or a change cannot be merged.
         MachineError: there is no room on the disk.
     """
     base, out = open_base(base_path), Path(out)

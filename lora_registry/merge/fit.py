@@ -59,7 +59,7 @@ class Fit:
             exact: same shapes are not enough.
 
         Raises:
-            UnsupportedError: the base is quantised where the adapter changes it.
+            UnsupportedError: the base is quantized where the adapter changes it.
             InvalidInputError: the adapter does not fit; or not exactly, where that is asked.
         """
         errors = [finding for finding in self.findings if finding.severity is Severity.ERROR]
@@ -74,7 +74,7 @@ def fit(adapter: Adapter, base: BaseModel, *, allow_new: bool = False) -> Fit:
     """Find the base tensor of every target and compare what can be compared.
 
     A target's name is the base tensor's, or differs from it by one prefix that all targets share, or is
-    tied to a stored tensor. Findings: M-001 no such tensor, M-002 another shape, M-003 a quantised tensor,
+    tied to a stored tensor. Findings: M-001 no such tensor, M-002 another shape, M-003 a quantized tensor,
     M-004 other weights, M-005 no fingerprint, M-006 a prefix, M-007 two targets for one tensor, M-008 a new
     tensor.
 

@@ -7,7 +7,7 @@ folded-from    ``pkg.onnxscript.optimizer.folded_from``: onnxscript's optimizer 
 node-scope     the operator that reads it came from the parameter's module (:mod:`lora_registry.onnx.scope`)
 ============== ====================================================================================
 
-Behaviour of the exporters as of torch 2.13 and onnxscript 0.7.
+Behavior of the exporters as of torch 2.13 and onnxscript 0.7.
 """
 
 from __future__ import annotations

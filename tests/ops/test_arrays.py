@@ -52,12 +52,12 @@ def test_float64_is_rounded_once_to_bfloat16(value: float) -> None:
     """No bfloat16 is nearer than the one that was chosen, and ties go to the even one."""
     rounded = round_to(np.array([value]), "BF16")
     bits = int(rounded.view(np.uint16)[0])
-    neighbours = np.array([(bits - 1) % 65536, bits + 1 & 0xFFFF], np.uint16).view(ml_dtypes.bfloat16)
+    neighbors = np.array([(bits - 1) % 65536, bits + 1 & 0xFFFF], np.uint16).view(ml_dtypes.bfloat16)
     if not np.isfinite(rounded.astype(np.float64))[0]:
         assert abs(value) > 3.38e38
         return
     distance = abs(Fraction(value) - Fraction(float(rounded[0])))
-    for other in neighbours.astype(np.float64):
+    for other in neighbors.astype(np.float64):
         if np.isfinite(other):
             step = abs(Fraction(value) - Fraction(float(other)))
             assert distance < step or (distance == step and bits % 2 == 0) or other == float(rounded[0])

@@ -79,12 +79,12 @@ def expert_layout(when: Era, *, transposed: bool | None, labels: bool | None) ->
 
 
 def gated_labels(gate_up: tuple[int, int], down: tuple[int, int]) -> bool | None:
-    """Whether the factors of a gated pair are labelled as the layer computes.
+    """Whether the factors of a gated pair are labeled as the layer computes.
 
     A gated layer maps H to 2·I and I back to H, so the shapes of both together tell.
 
     Args:
-        gate_up: (out, in) of the first, as labelled.
+        gate_up: (out, in) of the first, as labeled.
         down: (out, in) of the second.
 
     Returns:

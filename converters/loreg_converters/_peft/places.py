@@ -30,7 +30,7 @@ class Place:
         parts: the tensors.
         parameter: whether ``target_parameters`` names it.
         attention: whether it belongs to a MultiheadAttention.
-        labels: for experts: whether in and out are labelled as the layer computes, where that is known.
+        labels: for experts: whether in and out are labeled as the layer computes, where that is known.
     """
 
     name: str
