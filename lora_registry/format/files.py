@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,9 +30,9 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
         NotAllowedError: the folder may not be written.
         MachineError: the disk is full, or failed.
     """
-    if not overwrite and os.path.lexists(path):
-        raise ConflictError(f"{path} exists; remove it or choose another name")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    if not overwrite:
+        refuse_existing(path)
+    temporary = _beside(path)
     try:
         with storage_errors(path):
             with temporary.open("xb") as stream:
@@ -48,12 +49,43 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path``, to make files in under their final names; gone at the end, unless renamed."""
+    folder = _beside(path)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name that nobody else takes, on the file system of ``path``."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Refuse to write over anything, links that lead nowhere included.
+
+    Raises:
+        ConflictError: one of ``paths`` exists.
+    """
+    for path in paths:
+        if os.path.lexists(path):
+            raise _taken(path)
+
+
+def _taken(path: Path) -> ConflictError:
+    return ConflictError(f"{path} exists; remove it or choose another name")
+
+
 def claim(temporary: Path, path: Path) -> None:
     """Give ``temporary`` the name ``path``, which must be free even if it was taken a moment ago."""
     try:
         os.link(temporary, path)
     except FileExistsError:
-        raise ConflictError(f"{path} exists; remove it or choose another name") from None
+        raise _taken(path) from None
     except OSError as error:
         if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}:
             raise

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
@@ -22,13 +20,13 @@ from lora_registry.digest import Digest
 from lora_registry.dtypes import BY_TORCH, DTYPES
 from lora_registry.errors import ConflictError, MachineError, NotAllowedError, NotFoundError, UsageError
 from lora_registry.findings import Severity
-from lora_registry.format.files import storage_errors, sync_folder
+from lora_registry.format.files import refuse_existing, staging_folder, storage_errors, sync_folder
 from lora_registry.format.identity import content_digest
 from lora_registry.merge.base import Checkpoint, open_base
 from lora_registry.merge.companions import Companions, find_companions
 from lora_registry.merge.fit import Fit, fit
 from lora_registry.merge.plan import Plan, make_plan
-from lora_registry.merge.receipt import FOLDER_RECEIPT, FileRecord, Receipt
+from lora_registry.merge.receipt import FOLDER_RECEIPT, FileRecord, Receipt, receipt_path
 from lora_registry.merge.shard import write_file
 from lora_registry.merge.stream import copy_file
 from lora_registry.merge.ties import FLAG, untied
@@ -90,16 +88,16 @@ def merge_checkpoint(
     _check_room(base, plan, others, out)
     options: dict[str, Json] = {"dtype": chosen, "tied": tied, "allow_new": allow_new, "require_exact": require_exact}
     # The threads of merge.stream share the cores with the arithmetic; BLAS with threads of its own is slower.
-    with storage_errors(out), threadpool_limits(1, "blas"), _workshop(out) as workshop:
+    with storage_errors(out), threadpool_limits(1, "blas"), staging_folder(out) as staging:
         inputs, outputs, tensors = [], [], []
         written_bytes = Counted(progress, sum(file.size for file in plan.files))
         for file in plan.files:
-            read, written, records = write_file(file, base, workshop / file.name, written_bytes)
+            read, written, records = write_file(file, base, staging / file.name, written_bytes)
             inputs.append(read)
             outputs.append(written)
             tensors += records
         if base.is_folder:
-            for read, written in _write_others(base, plan, others, chosen, workshop):
+            for read, written in _write_others(base, plan, others, chosen, staging):
                 inputs.append(read)
                 outputs.append(written)
         elif out.name != base.path.name:
@@ -114,8 +112,8 @@ def merge_checkpoint(
             tensors=tuple(tensors),
             notes=_notes(base, fitted, plan, others),
         )
-        receipt.write(workshop / FOLDER_RECEIPT)
-        _publish(base, workshop, out, overwrite)
+        receipt.write(staging / FOLDER_RECEIPT)
+        _publish(base, staging, out, overwrite)
     return receipt
 
 
@@ -134,16 +132,11 @@ def _check_out(base: Checkpoint, out: Path, overwrite: bool) -> None:
     here, there = out.resolve(), base.path.resolve()
     if here == there or (base.is_folder and there in here.parents) or here in there.parents:
         raise NotAllowedError(f"{out} is, or lies in, or holds the base, which is never changed; choose another place")
-    for path in (out,) if base.is_folder else (out, _receipt_beside(out)):
-        if os.path.lexists(path) and not overwrite:
-            raise ConflictError(f"{path} exists; remove it or choose another name")
+    if not overwrite:
+        refuse_existing(out, *(() if base.is_folder else (receipt_path(out),)))
     replaceable = (out / FOLDER_RECEIPT).is_file() if base.is_folder else not out.is_dir()
     if os.path.lexists(out) and not replaceable:
         raise ConflictError(f"{out} exists and is not the output of a merge; remove it or choose another name")
-
-
-def _receipt_beside(out: Path) -> Path:
-    return out.with_name(out.name + ".receipt.json")
 
 
 def _check_room(base: Checkpoint, plan: Plan, others: Companions, out: Path) -> None:
@@ -153,32 +146,21 @@ def _check_room(base: Checkpoint, plan: Plan, others: Companions, out: Path) -> 
         raise MachineError(f"{out} needs {needed:,} bytes, and {out.parent} has {free:,} free; nothing was written")
 
 
-@contextmanager
-def _workshop(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that is gone at the end, unless it became ``out``."""
-    workshop = out.with_name(f".{out.name}.{secrets.token_hex(6)}.tmp")
-    workshop.mkdir()
-    try:
-        yield workshop
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
 def _write_others(
-    base: Checkpoint, plan: Plan, others: Companions, dtype: str | None, workshop: Path
+    base: Checkpoint, plan: Plan, others: Companions, dtype: str | None, staging: Path
 ) -> Iterator[tuple[FileRecord, FileRecord]]:
     """Copy the companions; rewrite the configuration and the index where the merge made them untrue."""
     for name in others.copied:
-        (workshop / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
         config = _config(base, plan, dtype) if name == "config.json" else base.config
         if config != base.config:
-            yield _rewrite(base.path / name, workshop / name, config)
+            yield _rewrite(base.path / name, staging / name, config)
         else:
-            record = copy_file(base.path / name, workshop / name)
+            record = copy_file(base.path / name, staging / name)
             record = FileRecord(name, record.size, record.digest)
             yield record, record
     if base.index is not None:
-        target = workshop / base.index.name
+        target = staging / base.index.name
         if plan.added or dtype is not None:
             yield _rewrite(base.index, target, _index(base.index, plan))
         else:
@@ -230,19 +212,19 @@ def _notes(base: Checkpoint, fitted: Fit, plan: Plan, others: Companions) -> tup
     return tuple(said)
 
 
-def _publish(base: Checkpoint, workshop: Path, out: Path, overwrite: bool) -> None:
+def _publish(base: Checkpoint, staging: Path, out: Path, overwrite: bool) -> None:
     """Give what was made its final name."""
     if not base.is_folder:
-        (workshop / FOLDER_RECEIPT).replace(_receipt_beside(out))
-        (workshop / base.path.name).replace(out)
+        (staging / FOLDER_RECEIPT).replace(receipt_path(out))
+        (staging / base.path.name).replace(out)
     else:
-        for folder in [*(path for path in workshop.rglob("*") if path.is_dir()), workshop]:
+        for folder in [*(path for path in staging.rglob("*") if path.is_dir()), staging]:
             sync_folder(folder)
         if overwrite and out.is_dir():
-            retired = workshop.with_suffix(".old")
+            retired = staging.with_suffix(".old")
             out.rename(retired)
-            workshop.rename(out)
+            staging.rename(out)
             shutil.rmtree(retired, ignore_errors=True)
         else:
-            workshop.rename(out)
+            staging.rename(out)
     sync_folder(out.parent)

@@ -7,9 +7,6 @@ Both files are made in a folder of their own beside ``out`` and take their names
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ from typing import TypeAlias
 
 from lora_registry.digest import Digest
 from lora_registry.errors import ConflictError, NotAllowedError, NotFoundError
-from lora_registry.format.files import claim, storage_errors, sync_folder
+from lora_registry.format.files import claim, refuse_existing, staging_folder, storage_errors, sync_folder
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.onnx.patch import Patch
 from lora_registry.onnx.writer import Writer, write_bytes
@@ -67,18 +64,14 @@ def save(
     data = out.with_name(out.name + ".data")
     outputs = [data, out] if sidecar is None else [data, sidecar[0], out]
     _refuse_outputs(patch.model, outputs, overwrite)
-    with storage_errors(out):
-        workshop = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-        try:
-            has_data = Writer(patch, workshop, data.name, progress).write(workshop / out.name)
-            saved = tuple(_record(workshop / path.name) for path in ((out, data) if has_data else (out,)))
-            if sidecar is not None:
-                write_bytes(workshop / sidecar[0].name, sidecar[1](saved))
-            _publish(workshop, outputs if has_data else outputs[1:], overwrite)
-            if overwrite and not has_data:
-                data.unlink(missing_ok=True)  # of the model that was overwritten
-        finally:
-            shutil.rmtree(workshop, ignore_errors=True)
+    with storage_errors(out), staging_folder(out) as staging:
+        has_data = Writer(patch, staging, data.name, progress).write(staging / out.name)
+        saved = tuple(_record(staging / path.name) for path in ((out, data) if has_data else (out,)))
+        if sidecar is not None:
+            write_bytes(staging / sidecar[0].name, sidecar[1](saved))
+        _publish(staging, outputs if has_data else outputs[1:], overwrite)
+        if overwrite and not has_data:
+            data.unlink(missing_ok=True)  # of the model that was overwritten
     return saved
 
 
@@ -91,18 +84,21 @@ def _refuse_outputs(model: OnnxModel, outputs: list[Path], overwrite: bool) -> N
     for path in outputs:
         if path.resolve() in base:
             raise NotAllowedError(f"{path} belongs to the base, which is never changed; choose another name")
-        if not overwrite and os.path.lexists(path):
-            raise ConflictError(f"{path} exists; remove it or choose another name")
+        if not overwrite:
+            refuse_existing(path)
     if not outputs[-1].parent.is_dir():
         raise NotFoundError(f"no such folder: {outputs[-1].parent}")
 
 
-def _publish(workshop: Path, files: list[Path], overwrite: bool) -> None:
+def _publish(staging: Path, files: list[Path], overwrite: bool) -> None:
     """Give the finished files their names; take them back if one of the names was taken meanwhile."""
     named: list[Path] = []
     try:
         for path in files:
-            _name(workshop / path.name, path, overwrite)
+            if overwrite:
+                (staging / path.name).replace(path)
+            else:
+                claim(staging / path.name, path)
             named.append(path)
     except (OSError, ConflictError):
         if not overwrite:
@@ -111,10 +107,3 @@ def _publish(workshop: Path, files: list[Path], overwrite: bool) -> None:
                     path.unlink()
         raise
     sync_folder(files[0].parent)
-
-
-def _name(finished: Path, path: Path, overwrite: bool) -> None:
-    if overwrite:
-        finished.replace(path)
-        return
-    claim(finished, path)

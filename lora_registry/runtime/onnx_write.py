@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import ast
 import os
-import secrets
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from lora_registry.errors import ConflictError, NotFoundError
-from lora_registry.format.files import storage_errors, sync_folder
+from lora_registry.errors import NotFoundError
+from lora_registry.format.files import refuse_existing, staging_folder, storage_errors, sync_folder
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Node metadata that is kept: the module path of a node, as the text of a Python list."""
@@ -84,9 +82,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     """
     if not path.parent.is_dir():
         raise NotFoundError(f"no such folder: {path.parent}")
-    taken = [each for each in (path, data_path(path)) if os.path.lexists(each)]
-    if taken and not overwrite:
-        raise ConflictError(f"{taken[0]} exists; remove it or choose another name")
+    if not overwrite:
+        refuse_existing(path, data_path(path))
 
 
 def write(model: ir.Model, path: Path, *, overwrite: bool = False) -> list[Path]:
@@ -103,23 +100,17 @@ def write(model: ir.Model, path: Path, *, overwrite: bool = False) -> list[Path]
     """
     check_free(path, overwrite=overwrite)
     external = _weight_bytes(model.graph.initializers.values()) > ONE_FILE_BYTES
-    # A folder beside the target: both files bear their final names in it, so that the location inside is right.
-    stage = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    with storage_errors(path):
-        try:
-            stage.mkdir()
-            staged = stage / path.name
-            ir.save(model, staged, external_data=data_path(path).name if external else None)
-            names = [data_path(path).name, path.name] if external else [path.name]
-            for name in names:
-                _sync(stage / name)
-            if not external:
-                data_path(path).unlink(missing_ok=True)  # of the model that is overwritten
-            for name in names:
-                (stage / name).replace(path.with_name(name))
-            sync_folder(path.parent)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+    # Both files bear their final names in the staging folder, so that the location inside the model is right.
+    with storage_errors(path), staging_folder(path) as staging:
+        ir.save(model, staging / path.name, external_data=data_path(path).name if external else None)
+        names = [data_path(path).name, path.name] if external else [path.name]
+        for name in names:
+            _sync(staging / name)
+        if not external:
+            data_path(path).unlink(missing_ok=True)  # of the model that is overwritten
+        for name in names:
+            (staging / name).replace(path.with_name(name))
+        sync_folder(path.parent)
     return [path, data_path(path)] if external else [path]
 
 

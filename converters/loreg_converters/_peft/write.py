@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 from pathlib import Path
 
 from lora_registry.adapter import Adapter, Json, Target
 from lora_registry.convert.report import Report
-from lora_registry.errors import ConflictError, InvalidInputError, UnsupportedError
+from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.format.container import encode_tensors
-from lora_registry.format.files import atomic_write, storage_errors, sync_folder
+from lora_registry.format.files import atomic_write, refuse_existing, staging_folder, storage_errors, sync_folder
 from loreg_converters._peft.compose import compose, expert_swaps, given_names, original_config
 from loreg_converters._peft.config import CONFIG, WEIGHTS
 from loreg_converters._peft.plan import Plan, make_plan
@@ -26,8 +23,7 @@ def write_folder(adapter: Adapter, folder: Path) -> Report:
         ConflictError: ``folder`` exists.
         UnsupportedError: PEFT cannot say what the adapter says; nothing is left behind.
     """
-    if os.path.lexists(folder):
-        raise ConflictError(f"{folder} exists; remove it or choose another name")
+    refuse_existing(folder)
     report = Report("peft")
     if adapter.requires_read:
         features = ", ".join(sorted(adapter.requires_read))
@@ -39,16 +35,11 @@ def write_folder(adapter: Adapter, folder: Path) -> Report:
     config = compose(adapter, plan, original, report)
     if original is None:
         report.derived(CONFIG, "made from the targets; the adapter did not come from PEFT")
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.tmp")
-    with storage_errors(folder):
-        temporary.mkdir()
-        try:
-            _write_files(temporary, plan, config)
-            _read_back(adapter, temporary, plan)
-            sync_folder(temporary)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with storage_errors(folder), staging_folder(folder) as staging:
+        _write_files(staging, plan, config)
+        _read_back(adapter, staging, plan)
+        sync_folder(staging)
+        staging.rename(folder)
         sync_folder(folder.parent)
     return report
 
