@@ -63,10 +63,9 @@ def audit(
     structure = check_file(opened.path) if opened.path is not None else None
     fit = None
     if base is not None:
-        from lora_registry.merge.base import open_base
-        from lora_registry.merge.fit import fit as hold_against
+        from lora_registry.merge.against import hold_against
 
-        fit = hold_against(opened.adapter, open_base(base))
+        fit, _ = hold_against(opened.adapter, base)
     with progress("auditing", unit="targets", quiet=as_json) as advance:
         report = examine(opened.adapter, file_findings=structure, report=opened.report, fit=fit, progress=advance)
     if as_json:

@@ -4,6 +4,8 @@
 :mod:`~.base`          base models, opened lazily
 :mod:`~.ties`          tensors that share one set of values
 :mod:`~.fit`           does this adapter belong on this base? asked before a byte is written
+:mod:`~.against`       the same question to a base of any form
+:mod:`~.pin`           an adapter that states which base it was made for
 :mod:`~.plan`          what will be written, tensor by tensor
 :mod:`~.shard`         one file of it, written block by block
 :mod:`~.stream`        bytes in, bytes out, both hashed on the way

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from lora_registry.adapter import Adapter
 from lora_registry.format.edit import edited
-from lora_registry.merge.base import open_base
-from lora_registry.merge.fit import fit
+from lora_registry.merge.against import hold_against
 from lora_registry.ops.fingerprint import fingerprint
 from lora_registry.progress import Counted, Progress
 
@@ -19,20 +18,21 @@ def pin(adapter: Adapter, base: str | Path, *, progress: Progress | None = None)
 
     Args:
         adapter: what is pinned.
-        base: the checkpoint that it was trained on.
+        base: the model that it was trained on, a checkpoint or ONNX.
         progress: called with the number of targets done and of all.
 
     Raises:
         InvalidInputError: the adapter does not fit ``base``, or is pinned to other weights.
         UnsupportedError: the adapter says that it needs an editor who knows more.
     """
-    checkpoint = open_base(base)
-    fits = fit(adapter, checkpoint)
+    fits, model = hold_against(adapter, Path(base))
     pinned = any(target.fingerprint is not None for target in adapter)
     fits.require(f"adapter and {base}", exact=pinned and any(finding.rule == "M-004" for finding in fits.findings))
+    assert model is not None  # where not every target was found, the adapter does not fit
+    stored = frozenset(model.names())
     prints = {}
     hashed = Counted(progress, len(fits.matches))
     for target, name in fits.matches.items():
-        prints[target] = fingerprint(checkpoint.array(checkpoint.ties.get(name, name)))
+        prints[target] = fingerprint(model.array(name if name in stored else model.ties[name]))
         hashed.advance(1)
     return edited(adapter, targets=adapter.with_fingerprints(prints).targets)
