@@ -14,7 +14,7 @@ _COLORS = {Outcome.KEPT: "green", Outcome.DERIVED: "cyan", Outcome.DROPPED: "yel
 _SHOWN = 12
 
 
-def print_report(report: Report | None, *, err: bool = False) -> None:
+def print_report(report: Report | None) -> None:
     """Print what was kept under another form, derived or dropped; the losses first."""
     if report is None:
         return
@@ -23,9 +23,9 @@ def print_report(report: Report | None, *, err: bool = False) -> None:
     shown = [*losses, *islice(others, max(0, _SHOWN - len(losses)))]
     for entry in shown:
         label = click.style(entry.outcome.value.ljust(7), fg=_COLORS[entry.outcome])
-        click.echo(f"{label}  {printable(entry.subject)}: {printable(entry.reason)}", err=err)
+        click.echo(f"{label}  {printable(entry.subject)}: {printable(entry.reason)}")
     if len(shown) < len(report.entries):
-        click.echo(f"… and {len(report.entries) - len(shown)} more; --json lists them all", err=err)
+        click.echo(f"… and {len(report.entries) - len(shown)} more; --json lists them all")
 
 
 def refuse_losses(report: Report | None, *, strict: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_registry.cli._adapters import ADAPTER, open_any
-from lora_registry.cli._command import command, json_option, registry_option
+from lora_registry.cli._command import command, json_option, printable, registry_option
 from lora_registry.cli._output import plural, print_fields, print_json, print_table, size
+from lora_registry.cli._picture import draw, family
 from lora_registry.cli._report import print_report
 
 if TYPE_CHECKING:
@@ -23,16 +23,23 @@ if TYPE_CHECKING:
     examples="""
 loreg show support/tone:1
 loreg show ./my-peft-adapter --targets
+loreg show support/tone:1 --norms
 loreg show tone.loreg.safetensors --json
 """,
 )
 @click.argument("adapter", type=ADAPTER)
 @click.option("--from", "format_name", metavar="FORMAT", help="Read ADAPTER as this format instead of detecting it.")
 @click.option("--targets", is_flag=True, help="List every target instead of grouping them by name.")
+@click.option("--norms", is_flag=True, help="Draw how large each change is, layer by layer; reads every tensor.")
 @registry_option
 @json_option
-def show(adapter: str, format_name: str | None, targets: bool, registry_home: str | None, as_json: bool) -> None:
-    """Show what an adapter is: its base, its targets and its identity. Reads the header only."""
+def show(
+    adapter: str, format_name: str | None, targets: bool, norms: bool, registry_home: str | None, as_json: bool
+) -> None:
+    """Show what an adapter is: its base, its targets and its identity.
+
+    Reads the header only, unless --norms is given.
+    """
     from lora_registry.format.identity import content_digest
 
     opened = open_any(adapter, registry_home, format_name)
@@ -42,7 +49,8 @@ def show(adapter: str, format_name: str | None, targets: bool, registry_home: st
 
         document: Json = to_document(opened.adapter)
         report = opened.report.to_json() if opened.report else None
-        print_json({"source": adapter, "content": str(content), "document": document, "conversion": report})
+        shown = {"source": adapter, "content": str(content), "document": document, "conversion": report}
+        print_json({**shown, "norms": _norms(opened.adapter)} if norms else shown)
         return
     subject = opened.adapter
     print_fields(
@@ -65,10 +73,14 @@ def show(adapter: str, format_name: str | None, targets: bool, registry_home: st
     if targets:
         rows = [(1, target.name, *_columns(target)) for target in subject]
     else:
-        grouped = Counter((_family(target.name), *_columns(target)) for target in subject)
+        grouped = Counter((family(target.name), *_columns(target)) for target in subject)
         rows = [(count, *group) for group, count in grouped.items()]
     columns = ("count", "target", "kind", "shape", "rank", "scale", "with")
     print_table(columns, rows, right=("count", "rank", "scale"))
+    if norms:
+        click.echo()
+        for line in draw(_norms(subject)):
+            click.echo(printable(line))
     print_report(opened.report)
 
 
@@ -82,9 +94,12 @@ def _columns(target: Target) -> tuple[str, str, str, str, str]:
     return target.kind.value, shape + layout, "-" if rank is None else str(rank), scale, ", ".join(extras) or "-"
 
 
-def _family(name: str) -> str:
-    """``model.layers.*.q_proj.weight`` for the same tensor of every layer."""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+def _norms(adapter: Adapter) -> dict[str, float]:
+    """‖s·B·A‖ of every low-rank target that is finite."""
+    from lora_registry.audit.measure import measure
+
+    measured = {target.name: measure(target).norm for target in adapter}
+    return {name: norm for name, norm in measured.items() if norm is not None}
 
 
 def _fingerprinted(adapter: Adapter) -> int:
