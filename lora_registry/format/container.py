@@ -22,7 +22,7 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, NotFoundError
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import JsonError, decode, encode, is_integers
-from lora_registry.format.files import from_os_error
+from lora_registry.format.files import from_os_error, open_file
 from lora_registry.format.limits import DIMENSION, HEADER_BYTES, RANK_OF_SHAPE, TENSORS
 
 METADATA = "__metadata__"
@@ -65,7 +65,7 @@ class Container:
         """The tensor called ``name``, as a window of the file; KeyError where there is none."""
         entry = self.entries[name]
         if self._map is None:
-            with self.path.open("rb") as stream:
+            with open_file(self.path) as stream:
                 self._map = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         window = self._map[self.data_start + entry.begin : self.data_start + entry.end]
         return Tensor(entry.dtype, entry.shape, window)
@@ -85,10 +85,10 @@ def open_container(path: Path) -> Container:
     Raises:
         NotFoundError: there is no such file.
         NotAllowedError: it may not be read.
-        InvalidInputError: the file breaks one of R-001 to R-008, or R-010; carries every finding.
+        InvalidInputError: no regular file, or it breaks one of R-001 to R-008, or R-010; carries every finding.
     """
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")

@@ -1,4 +1,4 @@
-"""Writing that a crash cannot spoil: all of the file under its final name, or nothing (design rule 8)."""
+"""Files: reading without waiting, and writing all of a file under its final name, or nothing (design rule 8)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,40 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from lora_registry.errors import ConflictError, LoregError, MachineError, NotAllowedError, NotFoundError
+from lora_registry.errors import (
+    ConflictError,
+    InvalidInputError,
+    LoregError,
+    MachineError,
+    NotAllowedError,
+    NotFoundError,
+)
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is too big",
 }
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a regular file to read it. A named pipe would wait for a writer, and a device may have no end.
+
+    Raises:
+        InvalidInputError: it is something else than a file or a folder.
+        OSError: as :func:`open` does.
+    """
+    stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise InvalidInputError(f"{path}: a pipe or a device, not a file")
+    return stream
 
 
 @contextmanager

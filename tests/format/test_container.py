@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,15 @@ def test_no_such_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "none", tmp_path / "file" / "below"):
         with pytest.raises(NotFoundError, match="no such file"):
+            open_container(path)
+
+
+def test_named_pipes_and_devices(tmp_path: Path) -> None:
+    """A named pipe is refused instead of waited for, and a device is not read."""
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(InvalidInputError, match="a pipe or a device"):
             open_container(path)
 
 
