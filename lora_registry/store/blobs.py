@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_registry.digest import CHUNK, Digest
+from lora_registry.digest import Digest
 from lora_registry.errors import IntegrityError, NotFoundError
 from lora_registry.format.files import storage_errors, sync_folder
 
@@ -97,11 +97,6 @@ class BlobStore:
         with self.stage(chunks) as staged:
             self.publish(staged)
         return staged.digest
-
-    def put_file(self, path: Path) -> Digest:
-        """Store the bytes of a file; errors as in :meth:`put`."""
-        with storage_errors(path), path.open("rb") as stream:
-            return self.put(iter(lambda: stream.read(CHUNK), b""))
 
     @contextmanager
     def stage(self, chunks: Iterable[bytes | memoryview]) -> Iterator[StagedBlob]:

@@ -57,14 +57,6 @@ def test_putting_the_same_bytes_again_mends_a_damaged_blob(blobs: BlobStore, dam
     assert blobs.verify(digest)
 
 
-def test_a_file_is_stored_like_its_bytes(blobs: BlobStore, tmp_path: Path) -> None:
-    """``put_file`` and ``put`` agree; a missing file is not found."""
-    (tmp_path / "file").write_bytes(b"12" * 700_000)
-    assert blobs.put_file(tmp_path / "file") == Digest.of(b"12" * 700_000)
-    with pytest.raises(NotFoundError):
-        blobs.put_file(tmp_path / "nothing")
-
-
 def test_chunks_that_fail_leave_nothing(blobs: BlobStore) -> None:
     """An error half-way through leaves neither a blob nor a temporary file."""
 
