@@ -29,6 +29,11 @@ class Dtype:
     onnx: int
     floating: bool
 
+    @property
+    def is_wide_float(self) -> bool:
+        """Whether this is a float type of 16 bits or more: one that unquantized weights are kept in."""
+        return self.floating and self.size > 1
+
 
 _TABLE = (
     Dtype("F64", 8, "float64", "float64", 11, floating=True),
@@ -51,6 +56,7 @@ _TABLE = (
 DTYPES: dict[str, Dtype] = {dtype.name: dtype for dtype in _TABLE}
 """Every element type by its safetensors name."""
 
+# The same, by the names and numbers that the others use.
 BY_NUMPY: dict[str, Dtype] = {dtype.numpy: dtype for dtype in _TABLE}
 BY_TORCH: dict[str, Dtype] = {dtype.torch: dtype for dtype in _TABLE}
 BY_ONNX: dict[int, Dtype] = {dtype.onnx: dtype for dtype in _TABLE}

@@ -119,7 +119,7 @@ def merge_checkpoint(
 
 def _dtype(name: str) -> str:
     known = DTYPES.get(name) or BY_TORCH.get(name)
-    if known is None or not known.floating or known.size == 1:
+    if known is None or not known.is_wide_float:
         raise UsageError(f"{name!r} is no type to merge into: F32, BF16, F16 or F64")
     return known.name
 

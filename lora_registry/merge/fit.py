@@ -165,7 +165,7 @@ def _compare(target: Target, stored: str, base: BaseModel) -> Finding | None:
     """The first thing that keeps ``target`` from changing the base tensor ``stored``."""
     dtype, shape = base.dtype(stored), base.shape(stored)
     known = DTYPES.get(dtype)
-    if target.kind is not Kind.FULL and (known is None or not known.floating or known.size == 1):
+    if target.kind is not Kind.FULL and (known is None or not known.is_wide_float):
         return Finding(
             "M-003", target.name, f"the base holds it quantized, as {dtype}; merge into the unquantized base"
         )
@@ -191,7 +191,7 @@ def _compare_elements(target: Target, dtype: str) -> Finding | None:
     if target.kind is not Kind.FULL:
         return None
     own = target.tensors["value"].dtype
-    wide = all(name in DTYPES and DTYPES[name].floating and DTYPES[name].size > 1 for name in (own, dtype))
+    wide = all(name in DTYPES and DTYPES[name].is_wide_float for name in (own, dtype))
     if own == dtype or wide:
         return None
     return Finding("M-003", target.name, f"the base holds {dtype}, the adapter's value is {own}")

@@ -186,8 +186,7 @@ def _plan_file(
         else:
             value = changes[name][0].tensors["value"]
             own, shape = value.dtype, value.shape
-        widens = dtype is not None and DTYPES[own].floating and DTYPES[own].size > 1
-        specs[name] = (dtype if dtype is not None and widens else own, shape)
+        specs[name] = (dtype if dtype is not None and DTYPES[own].is_wide_float else own, shape)
     entries = _lay_out(specs)
     same = all(entries[name] == container.entries.get(name) for name in entries)
     head = len(container.header_bytes).to_bytes(8, "little") + container.header_bytes
