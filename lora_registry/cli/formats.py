@@ -10,10 +10,11 @@ from lora_registry.cli._output import print_json, print_table
 @json_option
 def formats(as_json: bool) -> None:
     """List the formats that adapters are read from and written to, plugins included."""
-    from lora_registry.convert.discover import converters
+    from lora_registry.convert.discover import installed
 
     rows = [("native", "loreg's own: one safetensors file, spec/adapter-format.md")]
-    rows += [(name, _summary(found)) for name, found in converters().items()]
+    rows += [(name, _summary(found)) for name, found in installed().converters.items()]
+    rows += installed().broken.items()
     if as_json:
         print_json([{"name": name, "summary": summary} for name, summary in rows])
     else:

@@ -8,31 +8,65 @@ leaves on those named.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_registry.convert.protocol import Converter
-from lora_registry.errors import NotFoundError, UnsupportedError, UsageError
+from lora_registry.errors import MachineError, NotFoundError, UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "loreg.converters"
 OWN_DISTRIBUTION = "loreg"
 
 
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What is installed and switched on.
+
+    Attributes:
+        converters: those that work, by name.
+        broken: plugins that could not be loaded, by name, and why. They do not keep the others from working.
+    """
+
+    converters: Mapping[str, Converter]
+    broken: Mapping[str, str]
+
+
 @cache
-def converters() -> dict[str, Converter]:
-    """Every converter that is installed and switched on, by name."""
+def installed() -> Installed:
+    """Load every converter that is installed and switched on."""
     from importlib.metadata import entry_points
 
     switch = os.environ.get("LOREG_PLUGINS")
     allowed = None if switch is None else {name.strip() for name in switch.split(",") if name.strip()}
     found: dict[str, Converter] = {}
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        own = point.dist is not None and point.dist.name == OWN_DISTRIBUTION
-        if own or allowed is None or point.name in allowed:
-            if not own and point.name in found:
-                continue  # a plugin does not replace a built-in converter by taking its name
+    broken: dict[str, str] = {}
+    points = sorted(entry_points(group=GROUP), key=lambda point: (not _is_own(point), point.name))
+    for point in points:
+        if point.name in found:
+            continue  # a plugin does not replace a built-in converter by taking its name
+        if _is_own(point):
             found[point.name] = point.load()
-    return found
+        elif allowed is None or point.name in allowed:
+            try:
+                found[point.name] = point.load()
+            except Exception as error:  # noqa: BLE001: code of strangers, which may raise anything
+                broken[point.name] = f"{point.value} cannot be loaded: {type(error).__name__}: {error}"
+    return Installed(found, broken)
+
+
+def converters() -> Mapping[str, Converter]:
+    """Every converter that works, by name."""
+    return installed().converters
+
+
+def _is_own(point: EntryPoint) -> bool:
+    return point.dist is not None and point.dist.name == OWN_DISTRIBUTION
 
 
 def converter(name: str) -> Converter:
@@ -40,8 +74,11 @@ def converter(name: str) -> Converter:
 
     Raises:
         UsageError: there is none; the message lists those there are.
+        MachineError: it is a plugin that cannot be loaded.
     """
     known = converters()
+    if name in installed().broken:
+        raise MachineError(f"the converter {name!r}: {installed().broken[name]}")
     if name not in known:
         raise UsageError(f"no converter is called {name!r}; known: {', '.join(['native', *known])}")
     return known[name]
@@ -62,4 +99,6 @@ def detect(path: Path) -> Converter:
     if matches:
         names = ", ".join(candidate.name for candidate in matches)
         raise UnsupportedError(f"{path} looks like several formats ({names}); say which with --from")
-    raise UnsupportedError(f"{path} is no adapter in a format that loreg reads: native, {', '.join(converters())}")
+    broken = "".join(f"; the plugin {name!r} could not be asked ({why})" for name, why in installed().broken.items())
+    known = ", ".join(["native", *converters()])
+    raise UnsupportedError(f"{path} is no adapter in a format that loreg reads: {known}{broken}")
