@@ -8,8 +8,8 @@ from lora_registry.adapter import Adapter
 from lora_registry.convert.report import Report
 from lora_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
 from lora_registry.format.files import storage_errors
+from loreg_converters._peft.files import CONFIG, PICKLED, WEIGHTS
 
-CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = 1 << 20  # bytes of a config that sniffing looks at
 
 

@@ -16,13 +16,11 @@ from lora_registry.adapter import Json
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import JsonError, decode
+from loreg_converters._peft.files import CONFIG
 from loreg_converters._peft.problems import broken, refuse, unsupported
 from loreg_converters._peft.regex import PatternError, Regex
 from loreg_converters._peft.scaling import Scaling
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-PICKLED = "adapter_model.bin"
 CONFIG_BYTES = 8 << 20  # configs with a pattern for each expert reach about one megabyte
 
 UNDERSTOOD = frozenset({

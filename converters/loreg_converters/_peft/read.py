@@ -11,7 +11,8 @@ from lora_registry.convert.report import Report
 from lora_registry.errors import NotFoundError
 from lora_registry.findings import Finding
 from lora_registry.format.container import open_container
-from loreg_converters._peft.config import CONFIG, PICKLED, TRAINING_ONLY, WEIGHTS, Config, load_config
+from loreg_converters._peft.config import TRAINING_ONLY, Config, load_config
+from loreg_converters._peft.files import CONFIG, PICKLED, WEIGHTS
 from loreg_converters._peft.pickled import read_pickled
 from loreg_converters._peft.places import find_places
 from loreg_converters._peft.problems import broken, refuse, unsupported

@@ -11,7 +11,7 @@ from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.format.container import encode_tensors
 from lora_registry.format.files import atomic_write, refuse_existing, staging_folder, storage_errors, sync_folder
 from loreg_converters._peft.compose import compose, expert_swaps, given_names, original_config
-from loreg_converters._peft.config import CONFIG, WEIGHTS
+from loreg_converters._peft.files import CONFIG, WEIGHTS
 from loreg_converters._peft.plan import Plan, make_plan
 from loreg_converters._peft.read import read_folder
 
