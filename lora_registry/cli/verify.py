@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_json
 from lora_registry.cli._progress import status
 from lora_registry.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from lora_registry.ops.tied import TiedPolicy
 
 
 @command(
@@ -49,7 +53,7 @@ def verify(
     tolerance: float | None,
     samples: int,
     seed: int,
-    tied: str,
+    tied: TiedPolicy,
     registry_home: str | None,
     as_json: bool,
 ) -> None:

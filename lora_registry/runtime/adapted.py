@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch.nn import functional
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import UnsupportedError, UsageError
+from lora_registry.ops.tied import TiedPolicy
 from lora_registry.runtime.change import changed, factors, gain, start
 from lora_registry.runtime.names import named_tensors
 from lora_registry.runtime.resolve import resolve
-
-TIED = ("untie", "both", "error")
-"""What a target on one of several tied parameters does: change that use only, change all, or refuse."""
 
 Hook = Callable[[Any, tuple[Any, ...], torch.Tensor], torch.Tensor]
 
@@ -32,16 +30,17 @@ class Adapted:
     Args:
         module: changed in place, and restored.
         adapter: what to put on.
-        tied: one of :data:`TIED`.
+        tied: what a target on one of several tied parameters changes.
 
     Raises:
         InvalidInputError: a target matches no tensor of the model, or one of another shape.
+        UsageError: there is no such policy for tied tensors.
         UnsupportedError: a target that cannot be computed beside the weights, or a tie that ``tied`` refuses.
     """
 
-    def __init__(self, module: Any, adapter: Adapter, *, tied: str = "untie") -> None:
-        if tied not in TIED:
-            raise UsageError(f"no policy {tied!r} for tied tensors; there is {', '.join(TIED)}")
+    def __init__(self, module: Any, adapter: Adapter, *, tied: TiedPolicy = "untie") -> None:
+        if tied not in get_args(TiedPolicy):
+            raise UsageError(f"no policy {tied!r} for tied tensors; there is {', '.join(get_args(TiedPolicy))}")
         self._undo: list[Callable[[], None]] = []
         self._unused: set[str] = set()
         names = resolve(adapter.targets, module)
@@ -106,7 +105,7 @@ def _owner(module: Any, name: str) -> tuple[Any, str]:
     return module.get_submodule(path), attribute
 
 
-def _ties(module: Any, names: dict[str, str], tied: str) -> dict[str, list[str]]:
+def _ties(module: Any, names: dict[str, str], tied: TiedPolicy) -> dict[str, list[str]]:
     """Target name to the other names of its tensor that must change with it."""
     tensors = named_tensors(module)
     result = {}

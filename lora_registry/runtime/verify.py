@@ -19,6 +19,7 @@ from lora_registry.runtime.packages import require
 if TYPE_CHECKING:
     import numpy as np
 
+    from lora_registry.ops.tied import TiedPolicy
     from lora_registry.runtime.compare import Agreement
     from lora_registry.runtime.samples import Samples
     from lora_registry.runtime.torch_model import TorchModel
@@ -90,7 +91,7 @@ def verify(
     samples: int = 4,
     seed: int = 0,
     tolerance: float | None = None,
-    tied: str = "untie",
+    tied: TiedPolicy = "untie",
 ) -> VerifyReport:
     """Compare a merged model with base + unmerged adapter.
 
@@ -102,7 +103,7 @@ def verify(
         samples: number of random sequences.
         seed: they are drawn with; equal seeds draw equal sequences.
         tolerance: overrides that of the element type.
-        tied: what a target on a tied tensor changes, one of :data:`lora_registry.runtime.adapted.TIED`.
+        tied: what a target on a tied tensor changes, as in the merge.
 
     Raises:
         InconclusiveError: the adapter changes nothing that could be seen, a target's module never ran, or
@@ -160,7 +161,7 @@ def _check_conclusive(outputs: tuple[Agreement, ...], limit: float, *, has_adapt
         )
 
 
-def _reference(model: TorchModel, adapter: Adapter, drawn: Samples, tied: str) -> Outputs:
+def _reference(model: TorchModel, adapter: Adapter, drawn: Samples, tied: TiedPolicy) -> Outputs:
     import numpy as np
 
     from lora_registry.runtime.adapted import Adapted
