@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
+"""Told in a word what is going on: torch does not tell how far a trace is, so there is nothing to count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ def _counted(names: tuple[str, ...]) -> str:
 
 
 def export_model(
-    folder: Path, out: Path, *, dtype: str = "float32", overwrite: bool = False, progress: Progress | None = None
+    folder: Path, out: Path, *, dtype: str = "float32", overwrite: bool = False, progress: Say | None = None
 ) -> ExportReport:
     """Export a Hugging Face folder.
 
