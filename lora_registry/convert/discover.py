@@ -55,7 +55,7 @@ def installed() -> Installed:
         elif allowed is None or point.name in allowed:
             try:
                 found[point.name] = point.load()
-            except Exception as error:  # noqa: BLE001: code of strangers, which may raise anything
+            except Exception as error:  # noqa: BLE001 -- code of strangers may raise anything
                 broken[point.name] = f"{point.value} cannot be loaded: {type(error).__name__}: {error}"
     return Installed(found, broken)
 
