@@ -134,8 +134,7 @@ class Registry:
         return self._resolve(_local(reference))
 
     def _resolve(self, reference: Reference) -> Record:
-        if not self._exists:
-            raise NotFoundError(f"no registry in {self.root}, so no {reference}")
+        self._require(reference)
         with self._store.reading() as catalogue:
             return catalogue.resolve(reference)
 
@@ -243,8 +242,7 @@ class Registry:
         origin = _local(source)
         target = _tagged(new_tag) if {":", "/"} & set(new_tag) else origin.with_tag(new_tag)
         expected = None if expect is None else _digest(expect)
-        if not self._exists:
-            raise NotFoundError(f"no registry in {self.root}, so no {origin}")
+        self._require(origin)
         with self._store.writing(actor or _user()) as writer:
             manifest = writer.resolve(origin).digest
             changed = writer.point(target, manifest, Action.TAG, move=move, immutable=immutable, expect=expected)
@@ -261,8 +259,7 @@ class Registry:
             NotAllowedError: the tag is immutable.
         """
         target = _tagged(reference, default_tag=None)
-        if not self._exists:
-            raise NotFoundError(f"no registry in {self.root}, so no {target}")
+        self._require(target)
         with self._store.writing(actor or _user()) as writer:
             record = writer.resolve(target)
             writer.untag(target)
@@ -321,9 +318,11 @@ class Registry:
     def _exists(self) -> bool:
         return Layout(self.root).exists()
 
-    def _require(self) -> None:
+    def _require(self, reference: Reference | None = None) -> None:
+        """Refuse where there is no registry yet, and so not what ``reference`` names."""
         if not self._exists:
-            raise NotFoundError(f"no registry in {self.root}")
+            so = "" if reference is None else f", so no {reference}"
+            raise NotFoundError(f"no registry in {self.root}{so}")
 
     @cached_property
     def _store(self) -> Store:

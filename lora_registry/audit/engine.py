@@ -16,7 +16,7 @@ from lora_registry.audit.tensors import check_tensors, describe
 from lora_registry.convert.report import Report
 from lora_registry.findings import Finding
 from lora_registry.format.document import to_document
-from lora_registry.progress import Progress
+from lora_registry.progress import Counted, Progress
 
 
 def audit(
@@ -54,12 +54,10 @@ def audit(
     sound, broken = sound_targets(adapter, findings)
     skipped.extend(broken)
     measures: list[Measure] = []
+    measured = Counted(progress, len(sound))
     for target in sound:
-        if progress is not None:
-            progress(len(measures), len(sound))
         measures.append(measure(target))
-    if progress is not None:
-        progress(len(measures), len(sound))
+        measured.advance(1)
     # One that nobody measured may do something: whether the adapter as a whole does nothing stays open then.
     findings.extend(check_tensors(measures, complete=not broken))
     also_checked, also_skipped = describe(measures)

@@ -135,7 +135,7 @@ def _check_blobs(store: Store, rows: _Rows) -> Iterator[Finding]:
     present: set[Digest] = set()
     for digest in store.blobs:
         path = store.blobs.path(digest)
-        place = str(path.relative_to(store.layout.root))
+        place = _place(store, path)
         present.add(digest)
         try:
             state = path.stat()
