@@ -6,8 +6,9 @@ from pathlib import Path
 
 from lora_registry.adapter import Adapter
 from lora_registry.errors import InvalidInputError
-from lora_registry.merge.base import BaseModel, open_base
+from lora_registry.merge.base import open_base
 from lora_registry.merge.fit import Fit, Verdict, fit
+from lora_registry.ops.base_model import BaseModel
 
 
 def hold_against(adapter: Adapter, path: Path) -> tuple[Fit, BaseModel | None]:

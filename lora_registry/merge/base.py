@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 from lora_registry.adapter import Json
 from lora_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
@@ -20,34 +19,6 @@ STEMS = ("model", "diffusion_pytorch_model")
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Suffixes of weights that are programs: loading them can run anything."""
-
-
-class BaseModel(Protocol):
-    """What fitting an adapter needs to know of a base model."""
-
-    @property
-    def path(self) -> Path:
-        """The folder or file."""
-
-    @property
-    def kind(self) -> str:
-        """``safetensors`` or ``onnx``."""
-
-    @property
-    def ties(self) -> Mapping[str, str]:
-        """Name of a tensor that shares another's values to the name of that other."""
-
-    def names(self) -> Iterable[str]:
-        """Names of the tensors that are stored."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Axis lengths as stored."""
-
-    def dtype(self, name: str) -> str:
-        """Element type by safetensors' name."""
-
-    def array(self, name: str) -> Array:
-        """The elements; nothing is read before somebody looks at them."""
 
 
 class Checkpoint:

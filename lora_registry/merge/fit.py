@@ -15,7 +15,7 @@ from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InconclusiveError, InvalidInputError, UnsupportedError
 from lora_registry.findings import Finding, Severity
-from lora_registry.merge.base import BaseModel
+from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.fingerprint import fingerprint
 from lora_registry.ops.prefix import Prefix, uniform_prefix
 

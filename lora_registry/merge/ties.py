@@ -8,11 +8,10 @@ issue 45127 are two of the accidents.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Mapping
 
 from lora_registry.adapter import Json
-from lora_registry.ops.arrays import Array
+from lora_registry.ops.base_model import BaseModel
 
 FLAG = "tie_word_embeddings"
 
@@ -33,20 +32,7 @@ _ENCODER_HEADS = (
 _WITH_HEAD = re.compile(r"CausalLM|LMHead|ConditionalGeneration|MaskedLM|PreTraining|Seq2SeqLM")
 
 
-class Tensors(Protocol):
-    """The part of a base model that ties are found in."""
-
-    def names(self) -> Iterable[str]:
-        """Names of the tensors that are stored."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Axis lengths as stored."""
-
-    def array(self, name: str) -> Array:
-        """The elements."""
-
-
-def find_ties(base: Tensors, config: Mapping[str, Json]) -> dict[str, str]:
+def find_ties(base: BaseModel, config: Mapping[str, Json]) -> dict[str, str]:
     """The output embedding that shares the input embedding's values: its name to that of the input embedding.
 
     A flag in the configuration decides where there is one. Where there is none, its default depends on the
@@ -100,7 +86,7 @@ def untied(config: Mapping[str, Json]) -> dict[str, Json]:
     return result
 
 
-def _equal(base: Tensors, first: str, second: str) -> bool:
+def _equal(base: BaseModel, first: str, second: str) -> bool:
     a, b = base.array(first), base.array(second)
     if a.dtype != b.dtype:
         return False

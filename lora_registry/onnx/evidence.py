@@ -9,8 +9,9 @@ from lora_registry.onnx.candidate import Candidate, may_hold
 from lora_registry.onnx.model import OnnxModel, dtype_of
 from lora_registry.onnx.names import Names
 from lora_registry.onnx.refusal import AMBIGUOUS, OTHER_VALUES, RefusalError
-from lora_registry.onnx.values import Checkpoint, carriers_of, cast, oriented, same_values, swap
+from lora_registry.onnx.values import carriers_of, cast, oriented, same_values, swap
 from lora_registry.ops.arrays import Array
+from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.prefix import Prefix, uniform_prefix
 
 VALUE_MATCH = "value-match"
@@ -20,7 +21,7 @@ VALUE_MATCH = "value-match"
 class Evidence:
     """The base checkpoint beside its export, for the targets of one adapter."""
 
-    def __init__(self, model: OnnxModel, names: Names, base: Checkpoint, wanted: Sequence[str]) -> None:
+    def __init__(self, model: OnnxModel, names: Names, base: BaseModel, wanted: Sequence[str]) -> None:
         self._model = model
         self._known = names.exporter
         self._base = base

@@ -79,15 +79,12 @@ class Resolution:
 class ResolvedBase:
     """The tensors that an adapter touches, as a checkpoint would show them: by target name, in its orientation.
 
-    Implements what :mod:`lora_registry.merge.fit` asks of a base model.
+    A :class:`~lora_registry.ops.base_model.BaseModel`.
     """
-
-    kind = "onnx"
 
     def __init__(self, model: OnnxModel, resolutions: tuple[Resolution, ...]) -> None:
         self._model = model
         self._resolutions = {resolution.target.name: resolution for resolution in resolutions}
-        self.path = model.path
         self.ties: dict[str, str] = {}
 
     def names(self) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ from lora_registry.onnx.refusal import (
 )
 from lora_registry.onnx.resolution import Carrier, Resolution
 from lora_registry.onnx.sites import Read, Site
-from lora_registry.onnx.values import Checkpoint, oriented, same_values, swap
+from lora_registry.onnx.values import oriented, same_values, swap
+from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.prefix import uniform_prefix
 from lora_registry.ops.tied import TiedPolicy
 
@@ -53,7 +54,7 @@ def resolve(
     model: OnnxModel,
     targets: Iterable[Target],
     *,
-    base: Checkpoint | None = None,
+    base: BaseModel | None = None,
     tied: TiedPolicy = "untie",
 ) -> tuple[Resolution, ...]:
     """Find the initializers and the sites of every target.
@@ -103,7 +104,7 @@ def _claimed_twice(resolutions: Sequence[Resolution]) -> Iterator[Finding]:
 class _Resolver:
     """The chain, for one graph and one adapter."""
 
-    def __init__(self, model: OnnxModel, targets: Sequence[Target], base: Checkpoint | None, tied: TiedPolicy) -> None:
+    def __init__(self, model: OnnxModel, targets: Sequence[Target], base: BaseModel | None, tied: TiedPolicy) -> None:
         self._model = model
         self._names = Names(model)
         self._tied = tied

@@ -6,8 +6,7 @@ Values are compared bit for bit, after the one rounding that casting to the init
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -16,23 +15,6 @@ from lora_registry.onnx.model import FLOATING, OnnxModel, dtype_of, shape_of
 from lora_registry.ops.arrays import Array, round_to
 
 _SAMPLES = 61  # elements compared before all of them are; a prime, so that no axis length is a multiple of it
-
-
-class Checkpoint(Protocol):
-    """The part of an opened base checkpoint that resolving needs."""
-
-    @property
-    def ties(self) -> Mapping[str, str]:
-        """Name of a tensor that shares another's values to the name of that other."""
-
-    def names(self) -> Iterable[str]:
-        """Names of its tensors."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Axis lengths."""
-
-    def array(self, name: str) -> Array:
-        """Elements, lazily."""
 
 
 def swap(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from lora_registry.adapter import Adapter, Base, Kind, Layout, Target
-from lora_registry.merge.base import BaseModel, open_base
+from lora_registry.merge.base import open_base
 from lora_registry.ops.arrays import Array, from_array
+from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.fingerprint import fingerprint
 
 LAYERS = 18  # enough for a family of which one can stand out
