@@ -169,6 +169,57 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path: Path, offset: object
         read_pickled(zipped(tmp_path / "a.bin", rebuilt(offset, size, stride), **data))
 
 
+def over_floats(path: Path, state: object) -> Path:
+    """A file with ``state``, in which None as an argument stands for one storage of 1024 floats."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: object) -> object:
+            return ("storage", torch.FloatStorage, "0", "cpu", 1024) if value is None else None
+
+    stream = io.BytesIO()
+    Pickler(stream, 2).dump(state)
+    return zipped(path, stream.getvalue(), zipfile.ZIP_STORED, **{"data/0": bytes(4096)})
+
+
+def row(stride: int) -> Evil:
+    """What torch pickles for 1024 floats, or for as many that reach over the storage with that stride."""
+    return Evil(torch._utils._rebuild_tensor_v2, None, 0, (1024 // stride,), (stride,), False, OrderedDict())
+
+
+class Altered(Evil):
+    """Pickles to a call whose result is then given other fields."""
+
+    state: object = ["F32", (1 << 31, 1 << 31), "bytes"]
+
+    def __reduce__(self) -> tuple[object, ...]:  # type: ignore[override]
+        return self.call, self.arguments, self.state
+
+
+class Robbed(Altered):
+    """Pickles to a mapping of one tensor that loses its methods afterwards."""
+
+    state = {"keys": 1, "items": 1}  # noqa: RUF012
+
+    def __reduce__(self) -> tuple[object, ...]:  # type: ignore[override]
+        return OrderedDict, ([("x", row(1))],), self.state
+
+
+def test_fields_cannot_be_set_from_outside(tmp_path: Path) -> None:
+    """A pickle cannot give a checked tensor another shape, nor take the methods of the mapping away."""
+    tensor = row(1)
+    with pytest.raises(InvalidInputError, match="set from outside"):
+        read_pickled(over_floats(tmp_path / "a.bin", {"x": Altered(tensor.call, *tensor.arguments)}))
+    assert read_pickled(over_floats(tmp_path / "b.bin", Robbed(OrderedDict)))["x"].shape == (1024,)
+
+
+@pytest.mark.parametrize("state", [[row(1)] * 100, [row(1) for _ in range(100)], [row(2) for _ in range(100)]])
+def test_few_bytes_do_not_become_many(tmp_path: Path, state: list[Evil]) -> None:
+    """Thousands of tensors over one storage, shared or copied, would take as many times the memory."""
+    named = {str(number): tensor for number, tensor in enumerate(state)}
+    with pytest.raises(InvalidInputError, match="8 times the bytes of the file"):
+        read_pickled(over_floats(tmp_path / "a.bin", named))
+
+
 @pytest.mark.parametrize(
     "program",
     [

@@ -15,8 +15,7 @@ import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +28,7 @@ from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.format.limits import RANK_OF_SHAPE, TENSORS
 
 PICKLE_BYTES = 64 << 20  # a state dict takes about 300 bytes a tensor
+SHARING = 8  # tensors may share bytes, as tied weights do; all of them together are this many times the file at most
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 _STORAGES = {
@@ -55,30 +55,50 @@ _PICKLE_ERRORS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Storage:
-    dtype: str
-    data: memoryview
+class _Sealed:
+    """What a pickle may hold and pass on, and not change: the opcode BUILD sets the fields of other objects."""
+
+    __slots__ = ("_content",)
+
+    def __init__(self, content: Any) -> None:
+        self._content = content
+
+    @property
+    def content(self) -> Any:
+        return self._content
+
+    def __setstate__(self, state: object) -> None:
+        _malformed("an object whose fields are set from outside")
 
 
-@dataclass(frozen=True, slots=True)
-class _StorageType:
-    dtype: str
+class _Storage(_Sealed):
+    """The dtype and the bytes of a storage."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Dtype:
-    name: str
+class _StorageType(_Sealed):
+    """The dtype of a storage."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One of our functions, without attributes that a pickle could set."""
+class _Dtype(_Sealed):
+    """The name of a dtype."""
 
-    function: Callable[..., Tensor]
 
-    def __call__(self, *arguments: Any) -> Tensor:
-        return self.function(*arguments)
+class _Rebuilt(_Sealed):
+    """A tensor."""
+
+
+class _Call(_Sealed):
+    """One of our functions."""
+
+    def __call__(self, *arguments: Any) -> _Rebuilt:
+        return self.content(*arguments)  # type: ignore[no-any-return]
+
+
+class _StateDict(OrderedDict[object, object]):
+    """A mapping that keeps its methods: torch sets ``_metadata`` on it, which says nothing about the tensors."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
@@ -99,14 +119,17 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     except (zipfile.BadZipFile, struct.error, NotImplementedError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"{path}: a damaged zip file ({error})") from None
     state = _run(path, program, members)
-    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise InvalidInputError(f"{path}: the pickle is no state dict")
     if len(state) > TENSORS:
         raise InvalidInputError(f"{path}: {len(state)} tensors, at most {TENSORS}")
     for key, value in state.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, _Rebuilt):
             raise InvalidInputError(f"{path}: {key!r} is no tensor")
-    return dict(state)
+    tensors: dict[str, Tensor] = {key: value.content for key, value in state.items()}
+    if sum(tensor.nbytes for tensor in tensors.values()) > SHARING * path.stat().st_size:
+        raise InvalidInputError(f"{path}: its tensors take more than {SHARING} times the bytes of the file")
+    return tensors
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, memoryview]:
@@ -160,15 +183,16 @@ class _Machine(pickle.Unpickler):
         super().__init__(io.BytesIO(program))
         self._path = path
         self._members = members
+        self._budget = SHARING * path.stat().st_size
 
     def find_class(self, module: str, name: str) -> Any:
         match module, name:
             case "collections", "OrderedDict":
-                return OrderedDict
+                return _StateDict
             case "torch._utils", "_rebuild_tensor_v2":
-                return _Call(_tensor)
+                return _Call(self._tensor)
             case "torch._utils", "_rebuild_tensor_v3":
-                return _Call(_typed_tensor)
+                return _Call(self._typed_tensor)
             case "torch._utils", "_rebuild_parameter":
                 return _Call(_parameter)
             case "torch", storage if storage in _STORAGES:
@@ -181,47 +205,60 @@ class _Machine(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
-            case ("storage", _StorageType(dtype), str(key), str(), int()):
-                return _Storage(dtype, self._members[f"data/{key}"])
+            case ("storage", _StorageType(content=dtype), str(key), str(), int()):
+                return _Storage((dtype, self._members[f"data/{key}"]))
         raise pickle.UnpicklingError("an unknown kind of storage")
+
+    def _tensor(self, storage: _Storage, *lengths: Any) -> _Rebuilt:
+        """Torch's tensor over a storage."""
+        if not isinstance(storage, _Storage):
+            _malformed("a tensor over no storage")
+        return self._over(*storage.content, *lengths[:3])
+
+    def _typed_tensor(self, storage: _Storage, *arguments: Any) -> _Rebuilt:
+        """Torch's tensor of a type that has no storage class of its own, over a storage of bytes."""
+        offset, size, stride, _, _, dtype, *_ = arguments
+        if not isinstance(storage, _Storage) or not isinstance(dtype, _Dtype):
+            _malformed("a tensor over no storage, or of no type")
+        return self._over(dtype.content, storage.content[1], offset, size, stride)
+
+    def _over(
+        self, dtype: str, data: memoryview, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+    ) -> _Rebuilt:
+        """A tensor over bytes; offset and strides count elements."""
+        view = _view(dtype, data, offset, size, stride)
+        self._budget -= view.nbytes
+        if self._budget < 0:
+            _malformed(f"tensors of more than {SHARING} times the bytes of the file")
+        if view.flags.c_contiguous:
+            begin = offset * view.itemsize
+            return _Rebuilt(Tensor(dtype, view.shape, data[begin : begin + view.nbytes]))
+        return _Rebuilt(Tensor(dtype, view.shape, memoryview(view.tobytes())))
 
 
 def _malformed(what: str) -> NoReturn:
     raise pickle.UnpicklingError(what)
 
 
-def _tensor(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
-    """Torch's tensor over a storage; offset and strides count elements."""
+def _view(
+    dtype: str, data: memoryview, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """The elements as unsigned integers of their width; nothing is copied. Offset and strides count elements."""
     lengths = (offset, *size, *stride)
-    if not isinstance(storage, _Storage) or not all(type(length) is int and length >= 0 for length in lengths):
-        _malformed("a tensor over no storage, or with lengths that are none")
+    if not all(type(length) is int and length >= 0 for length in lengths):
+        _malformed("a tensor with lengths that are none")
     if len(size) != len(stride) or len(size) > RANK_OF_SHAPE:
         _malformed("a tensor whose strides do not fit its shape")
-    width = DTYPES[storage.dtype].size
+    width = DTYPES[dtype].size
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if prod(size) and (last + 1) * width > len(storage.data):
+    if prod(size) and (last + 1) * width > len(data):
         _malformed("a tensor that reaches beyond its storage")
-    if prod(size) * width > len(storage.data):
+    if prod(size) * width > len(data):
         _malformed("a tensor with more elements than its storage")
-    dense = [prod(size[axis + 1 :]) for axis in range(len(size))]
-    contiguous = all(length == 1 or step == want for length, step, want in zip(size, stride, dense, strict=True))
-    window = storage.data[offset * width :]
-    if contiguous:
-        return Tensor(storage.dtype, tuple(size), window[: prod(size) * width])
+    window = data[offset * width :]
     elements = np.frombuffer(window, dtype=f"u{width}", count=len(window) // width)
-    view = np.lib.stride_tricks.as_strided(elements, size, [step * width for step in stride], writeable=False)
-    return Tensor(storage.dtype, tuple(size), memoryview(view.tobytes()))
+    return np.lib.stride_tricks.as_strided(elements, size, [step * width for step in stride], writeable=False)
 
 
-def _typed_tensor(
-    storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], grad: object, hooks: object,
-    dtype: _Dtype, *_: object,
-) -> Tensor:  # fmt: skip
-    """Torch's tensor of a type that has no storage class of its own, over a storage of bytes."""
-    if not isinstance(storage, _Storage) or not isinstance(dtype, _Dtype):
-        _malformed("a tensor over no storage, or of no type")
-    return _tensor(_Storage(dtype.name, storage.data), offset, size, stride)
-
-
-def _parameter(data: Tensor, *_: object) -> Tensor:
+def _parameter(data: _Rebuilt, *_: object) -> _Rebuilt:
     return data
