@@ -58,7 +58,7 @@ def check(store: Store) -> list[Finding]:
         journal = store.journal.read()
         return [
             *rows.findings,
-            *_check_journal(rows, journal),
+            *_check_journal(rows, journal, _committed(store, rows)),
             *_check_blobs(store, rows),
             *_check_entries(store, rows.entries),
             *_check_folder(store),
@@ -105,7 +105,16 @@ def _check_log(rows: _Rows, catalogue: Catalogue) -> Iterator[Finding]:
             yield Finding("S-010", f"holdings/{holding[0]}@{holding[1]}", what)
 
 
-def _check_journal(rows: _Rows, journal: JournalContent) -> Iterator[Finding]:
+def _committed(store: Store, rows: _Rows) -> int:
+    """The sequence of the database's last event now: what was pushed since the rows were read is in the journal."""
+    if rows.events is None:
+        return 0
+    with store.database.reading() as connection:
+        head = Catalogue(connection).head()
+    return head.sequence if head else 0
+
+
+def _check_journal(rows: _Rows, journal: JournalContent, committed: int) -> Iterator[Finding]:
     if journal.problem is not None:
         yield Finding("S-012", "journal", journal.problem)
     if rows.events is None:
@@ -116,7 +125,7 @@ def _check_journal(rows: _Rows, journal: JournalContent) -> Iterator[Finding]:
         yield Finding("S-013", "journal", f"event {apart} is another one than in the database")
     elif len(journal.events) < len(rows.events):
         yield Finding("S-013", "journal", f"ends before event {rows.events[len(journal.events)].sequence}")
-    ahead = journal.events[len(rows.events) :]
+    ahead = [event for event in journal.events[len(rows.events) :] if event.sequence > committed]
     if apart is None and (ahead or journal.torn):
         yield _ahead(ahead, journal.torn)
 

@@ -14,6 +14,7 @@ from small_adapters import small_adapter
 from lora_registry.errors import NotFoundError
 from lora_registry.registry import Registry
 from lora_registry.store.fsck import RULES
+from lora_registry.store.journal import Journal, JournalContent
 from lora_registry.store.store import Store
 
 SPEC = Path(__file__).parents[2] / "spec" / "registry.md"
@@ -84,6 +85,23 @@ def test_fsck_finds(registry: Registry, case: str) -> None:
     spoil(Store(registry.root), registry.path("a:1"))
     findings = registry.fsck()
     assert {finding.rule for finding in findings} == expected, findings
+
+
+def test_pushes_meanwhile_are_not_taken_for_an_old_database(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is committed between the look at the database and the look at the journal is nothing to report."""
+    registry.push(small_adapter(1), "a:1")
+    read = Journal.read
+
+    def read_late(journal: Journal) -> JournalContent:
+        monkeypatch.undo()
+        registry.push(small_adapter(2), "a:2")
+        registry.push(small_adapter(3), "a:3")
+        return read(journal)
+
+    monkeypatch.setattr(Journal, "read", read_late)
+    assert {finding.rule for finding in registry.fsck()} == {"S-004"}  # blobs that the rows did not know yet
 
 
 def test_every_rule_is_tried_above() -> None:
