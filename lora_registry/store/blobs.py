@@ -6,7 +6,6 @@ same file system, synced, and then linked to its final name.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -17,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_registry.digest import Digest
-from lora_registry.errors import IntegrityError, NotFoundError
-from lora_registry.format.files import storage_errors, sync_folder
+from lora_registry.errors import ConflictError, IntegrityError, NotFoundError
+from lora_registry.format.files import claim, storage_errors, sync_folder
 
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _MODE = 0o444
 
 
@@ -139,16 +137,12 @@ class BlobStore:
                 sync_folder(final.parent.parent)
                 sync_folder(self.folder)
             try:
-                os.link(staged.path, final)
-            except FileExistsError:
+                claim(staged.path, final)
+            except ConflictError:
                 if final.stat().st_size == staged.size and Digest.of_file(final) == staged.digest:
                     os.utime(final)
                     return False
                 staged.path.replace(final)
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                staged.path.replace(final)  # whatever was there had the same bytes
             sync_folder(final.parent)
         return True
 
