@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from lora_registry.dtypes import BY_ONNX
+from lora_registry.dtypes import BY_ONNX, DTYPES
 from lora_registry.errors import InvalidInputError, MissingPackageError, NotFoundError
 from lora_registry.format.files import storage_errors
 
@@ -28,7 +28,7 @@ from lora_registry.onnx import wellformed
 from lora_registry.onnx.external import DataFiles
 from lora_registry.ops.arrays import Array
 
-FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+FLOATING = frozenset(name for name, dtype in DTYPES.items() if dtype.is_wide_float)
 """Storage dtypes that a merge writes into; everything else is a quantized form."""
 
 
@@ -42,8 +42,6 @@ class OnnxModel:
         initializers: name to value, of the main graph and of subgraphs (If, Loop, Scan). A name that two
             branches use for two values is left out: it does not say which of them is meant.
     """
-
-    kind = "onnx"
 
     def __init__(self, path: Path, model: ir.Model, data: DataFiles) -> None:
         self.path = path
@@ -85,14 +83,6 @@ class OnnxModel:
         """The ``.onnx`` and the data files that it points to."""
         data = {self.data.path(tensor) for tensor in external_tensors(self.ir)}
         return (self.path, *sorted(data))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Axis lengths of the initializer ``name``."""
-        return shape_of(self.initializers[name])
-
-    def dtype(self, name: str) -> str:
-        """Element type of the initializer ``name``: safetensors' name, or ONNX's where safetensors has none."""
-        return dtype_of(self.initializers[name])
 
     def array(self, name: str) -> Array:
         """The elements of the initializer ``name``; a window of its file where it is external."""

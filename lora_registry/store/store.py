@@ -38,10 +38,6 @@ class Store:
         self.journal = Journal(self.layout.journal)
         self.lock = StoreLock(self.layout.lock)
 
-    def exists(self) -> bool:
-        """Whether there is a registry here; errors as in :meth:`Layout.exists`."""
-        return self.layout.exists()
-
     def prepare(self) -> None:
         """Make what is missing and bring the database up to date; safe to call often, and by several at once.
 

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from lora_registry.errors import InvalidInputError, NotFoundError
-from lora_registry.onnx.model import OnnxModel
+from lora_registry.onnx.model import OnnxModel, dtype_of, shape_of
 from lora_registry.onnx.sites import sites_of
 
 WEIGHTS = {
@@ -48,8 +48,8 @@ def test_reads_shapes_dtypes_and_values(tmp_path: Path, external: bool) -> None:
     """Embedded and external tensors read the same."""
     model = OnnxModel.open(write(tmp_path, external=external))
     assert set(model.initializers) == {"w", "b"}
-    assert model.shape("w") == (32, 64)
-    assert model.dtype("w") == "F32"
+    assert shape_of(model.initializers["w"]) == (32, 64)
+    assert dtype_of(model.initializers["w"]) == "F32"
     for name, values in WEIGHTS.items():
         np.testing.assert_array_equal(model.array(name), values)
 
@@ -76,7 +76,7 @@ def test_reads_values_from_typed_fields(tmp_path: Path) -> None:
     onnx.save(proto, path)
     model = OnnxModel.open(path)
     assert model.array("floats").tolist() == [1.0, 2.0, 3.0]
-    assert model.dtype("half") == "BF16"
+    assert dtype_of(model.initializers["half"]) == "BF16"
     np.testing.assert_array_equal(model.array("half"), half)
 
 
