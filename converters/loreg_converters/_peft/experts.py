@@ -46,7 +46,7 @@ def era(version: str | None) -> Era:
     """The era that a ``peft_version`` tells; without one the file is from before 0.18.0.
 
     Raises:
-        UnsupportedError: a development version between 0.18.0 and 0.19.1, or no version at all.
+        UnsupportedError: a development version between 0.18.0 and 0.20.0, or a text that is no version.
     """
     if version is None:
         return Era.OLD

@@ -101,7 +101,7 @@ class CompiledScaling:
         return self.scaling.alpha if found is None else found
 
     def scale(self, name: str) -> float:
-        """S of ``name``, to the last bit what PEFT computes."""
+        """The scale of ``name``, to the last bit what PEFT computes."""
         return _scale(self.alpha(name), self.rank(name), rslora=self.scaling.rslora)
 
 
