@@ -9,9 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import tiny_models
 from peft_adapters import make_peft_adapter
 from peft_jobs import JOBS
+
+from lora_registry.cli._progress import progress, status
 
 
 def on_a_terminal(*arguments: str | Path) -> str:
@@ -31,6 +34,16 @@ def on_a_terminal(*arguments: str | Path) -> str:
     assert process.wait() in (0, 1), text  # 1: the audit has findings
     assert "Traceback" not in text
     return text
+
+
+def test_names_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may be called what rich takes for a style; its name is shown, and stops nothing."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress("merging into a[/b]") as advance, status("exporting a[/b]") as say:
+        assert advance is not None
+        assert say is not None
+        advance(1, 2)
+        say("weights")
 
 
 def test_long_work_shows_its_progress_on_a_terminal(tiny_dir: Callable[[str], Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from lora_registry.errors import InvalidInputError, LoregError, MachineError
 from lora_registry.format.files import from_os_error
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+_NOT_ASCII = re.compile(r"[^\x00-\x7e]")  # json itself escapes the controls below the space
 _SHOWN = 20  # findings printed under an error; --json has them all
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -80,7 +82,7 @@ def show_error(error: LoregError, *, as_json: bool) -> None:
             "message": str(error),
             "findings": [finding.to_json() for finding in findings],
         }
-        click.echo(json.dumps(record, ensure_ascii=False), err=True)
+        click.echo(json_text(record), err=True)
         return
     click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(str(error))}", err=True)
     if len(findings) > 1:
@@ -88,6 +90,18 @@ def show_error(error: LoregError, *, as_json: bool) -> None:
             click.echo(f"  {printable(str(finding))}", err=True)
         if len(findings) > _SHOWN:
             click.echo(f"  … and {len(findings) - _SHOWN} more; --json lists them all", err=True)
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """``value`` as JSON in which what does not show is escaped, for JSON ends up on terminals too."""
+    return _NOT_ASCII.sub(_escaped, json.dumps(value, ensure_ascii=False, indent=indent))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    letter = found[0]
+    if letter.isprintable():
+        return letter
+    return f"\\u{ord(letter):04x}" if letter <= "\uffff" else json.dumps(letter)[1:-1]
 
 
 def printable(text: str) -> str:

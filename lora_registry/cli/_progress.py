@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lora_registry.cli._command import printable
 from lora_registry.progress import Progress
 
 
@@ -33,9 +34,9 @@ def progress(what: str, *, unit: str = "bytes", quiet: bool = False) -> Iterator
     from rich.progress import Progress as Bar
 
     counters = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
-    columns = [TextColumn("{task.description}"), BarColumn(), *counters, TimeRemainingColumn()]
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), *counters, TimeRemainingColumn()]
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(printable(what), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -50,6 +51,8 @@ def status(what: str, *, quiet: bool = False) -> Iterator[Callable[[str], None] 
         yield None
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(what) as spinner:
-        yield lambda word: spinner.update(f"{what}: {word}")
+    what = printable(what)
+    with Console(stderr=True).status(Text(what)) as spinner:  # text is not read as markup: "[/b]" may be a folder
+        yield lambda word: spinner.update(Text(f"{what}: {word}"))

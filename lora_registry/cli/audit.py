@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from lora_registry.cli._adapters import ADAPTER, open_any
-from lora_registry.cli._command import command, json_option, registry_option
+from lora_registry.cli._command import command, json_option, printable, registry_option
 from lora_registry.cli._output import plural, print_findings, print_json
 from lora_registry.cli._progress import progress
 from lora_registry.errors import EXIT_FINDINGS
@@ -73,7 +73,7 @@ def audit(
     else:
         print_findings(report.findings)
         for line in report.skipped:
-            click.echo(f"{click.style('skipped', fg='magenta')}  {line}")
+            click.echo(f"{click.style('skipped', fg='magenta')}  {printable(str(line))}")
         click.echo(report.summary)
     order = list(Severity)
     limit = order.index(Severity(fail_on))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from lora_registry.cli._adapters import ADAPTER, open_any
-from lora_registry.cli._command import command, json_option, registry_option
+from lora_registry.cli._command import command, json_option, printable, registry_option
 from lora_registry.cli._output import print_fields, print_json
 from lora_registry.cli._report import print_report, refuse_losses
 from lora_registry.errors import UsageError
@@ -73,7 +73,7 @@ def convert(
             }
         )
         return
-    click.echo(f"wrote {destination} ({target})")
+    click.echo(f"wrote {printable(str(destination))} ({target})")
     print_fields([("content", content)])
     print_report(opened.report)
     print_report(written)

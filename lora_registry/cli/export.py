@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lora_registry.cli._command import command, json_option
+from lora_registry.cli._command import command, json_option, printable
 from lora_registry.cli._output import print_fields, print_json
 from lora_registry.cli._progress import status
 
@@ -42,5 +42,5 @@ def export(model: Path, output: Path, overwrite: bool, dtype: str, as_json: bool
     if as_json:
         print_json(report.to_json())
     else:
-        click.echo(f"exported {click.style(str(output), bold=True)}")
+        click.echo(f"exported {click.style(printable(str(output)), bold=True)}")
         print_fields(report.lines())

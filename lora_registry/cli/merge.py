@@ -120,7 +120,7 @@ def _refuse(**options: object) -> None:
 def _print(receipt: Receipt, output: Path) -> None:
     from lora_registry.merge.receipt import receipt_path
 
-    click.echo(f"merged into {click.style(str(output), bold=True)}")
+    click.echo(f"merged into {click.style(printable(str(output)), bold=True)}")
     losses = [record.fidelity.relative_error for record in receipt.tensors if record.fidelity is not None]
     print_fields(
         [

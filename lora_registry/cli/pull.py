@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from lora_registry.cli._adapters import ADAPTER
-from lora_registry.cli._command import command, json_option, registry_option
+from lora_registry.cli._command import command, json_option, printable, registry_option
 from lora_registry.cli._output import print_fields, print_json, size
 from lora_registry.cli._report import print_report, refuse_losses
 from lora_registry.registry import Registry
@@ -55,6 +55,6 @@ def pull(
     if as_json:
         print_json({**record.to_json(), "path": str(written), "conversion": report.to_json() if report else None})
         return
-    click.echo(f"pulled {click.style(str(record.reference), bold=True)} to {written}")
+    click.echo(f"pulled {click.style(str(record.reference), bold=True)} to {printable(str(written))}")
     print_fields([("digest", record.digest), ("content", record.content), ("size", size(record.size))])
     print_report(report)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_registry.cli._adapters import ADAPTER, open_any
-from lora_registry.cli._command import command, json_option, registry_option
+from lora_registry.cli._command import command, json_option, printable, registry_option
 from lora_registry.cli._output import print_json
 from lora_registry.cli._progress import status
 from lora_registry.errors import IntegrityError
@@ -73,7 +73,7 @@ def verify(
         print_json(report.to_json())
     else:
         for line in report.lines():
-            click.echo(line)
+            click.echo(printable(line))
     if not report.holds:
         raise IntegrityError(
             f"{merged} is not the base {'with this adapter' if adapter else 'that it was exported from'}"

@@ -271,3 +271,22 @@ def test_terminal_escapes_in_names_are_shown_not_sent(run: Run, tmp_path: Path) 
     assert result.exit_code == 8
     assert "\x1b[31mred" not in result.output
     assert "\\x1b" in result.output
+
+
+@pytest.mark.parametrize("letter", ["\x1b", "\x7f", "\x9b", "\u202e", "\U000e0041"])
+def test_nothing_that_hides_reaches_a_terminal(run: Run, tmp_path: Path, letter: str) -> None:
+    """Controls and overrides in metadata and in file names are escaped in every output; JSON keeps their meaning."""
+    path = native(tmp_path / f"a{letter}.safetensors")
+    outputs = [
+        run("push", path, "a:1", "--title", f"title{letter}", "--license", f"license{letter}", "--json"),
+        run("show", "a:1"),
+        run("list"),
+        run("list", "--json"),
+        run("audit", "a:1"),
+        run("convert", path, tmp_path / f"b{letter}.safetensors"),
+        run("pull", "a:1", "-o", tmp_path / f"c{letter}"),
+        run("pull", "a:1", "-o", tmp_path / f"c{letter}", "--json"),
+        shown := run("show", "a:1", "--json"),
+    ]
+    assert all(letter not in output.output for output in outputs)
+    assert json.loads(shown.stdout)["document"]["info"]["title"] == f"title{letter}"
