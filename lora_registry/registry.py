@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_registry.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError, UsageError
-from lora_registry.store.layout import Layout, parse_location
+from lora_registry.store.layout import Layout
+from lora_registry.store.location import registry_folder
 from lora_registry.store.record import Record, Summary
 from lora_registry.store.reference import Reference
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from lora_registry.store.reindex import Rebuilt
     from lora_registry.store.store import Store
 
-HOME_VARIABLE = "LOREG_HOME"
 GRACE = 24 * 3600.0
 """Seconds that garbage collection leaves alone what has no name."""
 
@@ -55,9 +55,7 @@ class Registry:
         Raises:
             UsageError: a URL; databases other than the folder's own SQLite are not supported.
         """
-        if location is None or str(location) == "":
-            location = os.environ.get(HOME_VARIABLE) or _user_folder()
-        return cls(parse_location(location))
+        return cls(registry_folder(location))
 
     def push(self, adapter: Adapter, reference: str, *, move: bool = False, actor: str | None = None) -> Record:
         """Validate and store ``adapter`` and point a tag at it.
@@ -329,12 +327,6 @@ class Registry:
         from lora_registry.store.store import Store
 
         return Store(self.root)
-
-
-def _user_folder() -> Path:
-    from platformdirs import user_data_path
-
-    return user_data_path("loreg", appauthor=False)
 
 
 def _user() -> str:

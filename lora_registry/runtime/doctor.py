@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sqlite3
@@ -19,11 +18,12 @@ from lora_registry.adapter import Json
 from lora_registry.errors import MachineError
 from lora_registry.runtime import cuda_libraries, ort
 from lora_registry.store.database import journal_mode, wal_is_safe
+from lora_registry.store.location import registry_folder
 
 PYTHON = (3, 11)
 LITTLE_DISK = 1 << 30  # bytes free in the registry's folder below which there is a warning
 
-_REQUIRED = ("click", "ml_dtypes", "numpy", "platformdirs", "rich", "sqlalchemy")
+_REQUIRED = ("click", "ml_dtypes", "numpy", "platformdirs", "rich", "sqlalchemy", "threadpoolctl")
 _OPTIONAL = {"onnx": "onnx", "onnx-ir": "onnx", "onnxscript": "export", "torch": "export", "transformers": "export"}
 _WHEELS = ("onnxruntime", "onnxruntime-gpu")
 _REINSTALL = (
@@ -68,8 +68,11 @@ def examine(home: str | Path | None = None) -> list[Check]:
 
     Args:
         home: folder of the registry; None for the one that loreg would use.
+
+    Raises:
+        UsageError: ``home`` is a URL.
     """
-    folder = _home(home)
+    folder = registry_folder(home)
     return [
         _python(),
         Check("loreg", Status.OK, __version__),
@@ -155,17 +158,6 @@ def _disk(folder: Path) -> Check:
     if free < LITTLE_DISK:
         return Check("disk", Status.WARNING, detail, "loreg gc, or another folder in LOREG_HOME")
     return Check("disk", Status.OK, detail)
-
-
-def _home(home: str | Path | None) -> Path:
-    """The registry's folder, chosen as ``lora_registry.registry`` chooses it."""
-    if home is not None:
-        return Path(home)
-    if told := os.environ.get("LOREG_HOME"):
-        return Path(told)
-    from platformdirs import user_data_path
-
-    return user_data_path("loreg", appauthor=False)
 
 
 def _existing(folder: Path) -> Path:

@@ -6,25 +6,13 @@ import json
 import re
 from pathlib import Path
 
-from lora_registry.errors import ConflictError, IntegrityError, NotAllowedError, UsageError
+from lora_registry.errors import ConflictError, IntegrityError, NotAllowedError
 from lora_registry.format.files import atomic_write, storage_errors, sync_folder
 
 STORE_VERSION = 1
 """Version of the layout on disk; the catalogue's own version is in ``migrations``."""
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII)
 _TEMPORARY = re.compile(r"\..+\.tmp", re.ASCII)
-
-
-def parse_location(location: str | Path) -> Path:
-    """The folder that ``location`` names.
-
-    Raises:
-        UsageError: a URL; a registry is a folder, and databases or object stores are refused by name.
-    """
-    if match := _SCHEME.match(str(location)):
-        raise UsageError(f"a registry is a folder; {match[1]}:// is not supported")
-    return Path(location).expanduser().absolute()
 
 
 class Layout:

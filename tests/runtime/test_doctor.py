@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -44,6 +46,14 @@ def test_a_sound_machine(tmp_path: Path) -> None:
     assert checks["CPUExecutionProvider"] == Check("CPUExecutionProvider", Status.OK, "runs")
     assert onnxruntime.__version__ in checks["onnxruntime"].detail
     assert str(tmp_path) in checks["disk"].detail
+
+
+def test_every_dependency_is_looked_at(tmp_path: Path) -> None:
+    """What ``pip install loreg`` brings is what the doctor asks for, package by package."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
+    assert "sqlalchemy" in names
+    assert names <= by_name(examine(tmp_path)).keys()
 
 
 def test_missing_packages_come_with_their_line(versions: dict[str, str | None], tmp_path: Path) -> None:
