@@ -13,6 +13,7 @@ from lora_registry.errors import ConflictError, UnsupportedError
 from lora_registry.format.container import Entry, encode_header
 from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.fit import Fit
+from lora_registry.merge.ties import is_shared, second_ties
 from lora_registry.ops.change import check_mergeable
 from lora_registry.ops.tied import TiedPolicy
 
@@ -91,6 +92,11 @@ class _Changes:
         """Decide where the change of ``target``, whose base tensor is called ``matched``, goes."""
         source = self._base.ties.get(matched, matched)
         output = self._outputs.get(source)
+        if self._tied == "untie" and target.kind is not Kind.TOKENS and is_shared(source):
+            raise UnsupportedError(
+                f"{target.name}: encoder, decoder and head use {source} under names of their own, and a checkpoint "
+                "cannot say that only one of them changes; choose to change all of them (tied: both)"
+            )
         if output is None:
             self.by_tensor[matched].append(target)
         elif target.kind is Kind.TOKENS or self._tied == "both":
@@ -113,6 +119,7 @@ class _Changes:
     def _untie(self, target: Target, matched: str, source: str, output: str) -> None:
         self.by_tensor[matched].append(target)
         if not self.untied:
+            self.added.update(second_ties(self._base.places))
             self.notes.append(f"{output} and {source} are no longer tied: each has its own values")
         self.untied = True
         if output not in self._base.places:

@@ -8,7 +8,7 @@ issue 45127 are two of the accidents.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lora_registry.adapter import Json
 from lora_registry.ops.base_model import BaseModel
@@ -16,18 +16,41 @@ from lora_registry.ops.base_model import BaseModel
 FLAG = "tie_word_embeddings"
 
 _DECODER_PAIRS = (
-    (re.compile(r"(?:model\.)?(?:language_model\.|decoder\.)?embed_tokens\.weight"), "lm_head.weight"),
-    (re.compile(r"(?:model\.)?shared\.weight"), "lm_head.weight"),
+    (re.compile(r"(?:model\.)?(?:language_model\.|text_model\.|decoder\.)?embed_tokens\.weight"), "lm_head.weight"),
+    (re.compile(r"(?:model\.|led\.)?shared\.weight"), "lm_head.weight"),
+    (re.compile(r"backbone\.embeddings\.weight"), "lm_head.weight"),
+    (re.compile(r"rwkv\.embeddings\.weight"), "head.weight"),
+    (re.compile(r"transformer\.embeddings\.weight"), "pred_layer.proj.weight"),
+    (re.compile(r"transformer\.word_embedding\.weight"), "lm_loss.weight"),
+    (re.compile(r"biogpt\.embed_tokens\.weight"), "output_projection.weight"),
     (re.compile(r"(?:transformer\.)?(?:wte|word_embeddings|embd)\.weight"), "lm_head.weight"),
     (re.compile(r"(?:gpt_neox\.)?embed_in\.weight"), "embed_out.weight"),
     (re.compile(r"language_model\.model\.embed_tokens\.weight"), "language_model.lm_head.weight"),
 )
-_ENCODER_INPUT = re.compile(r"(?:\w+\.)?embeddings\.word_embeddings\.weight")
+_ENCODER_INPUT = re.compile(r"(?:\w+\.)?embeddings\.(?:word|tok)_embeddings\.weight")
 _ENCODER_HEADS = (
     ("cls.predictions.", "cls.predictions.decoder.weight"),
+    ("predictions.dense.", "predictions.decoder.weight"),
     ("lm_head.dense.", "lm_head.decoder.weight"),
+    ("generator_predictions.", "generator_lm_head.weight"),
+    ("vocab_transform.", "vocab_projector.weight"),
+    ("head.dense.", "decoder.weight"),
 )
 """Names of the input embedding and of the output embedding that may share its values (transformers 5.23)."""
+
+_SPEECH = frozenset({"whisper", "moonshine", "moonshine_streaming", "canary", "cohere_asr"})
+_SPEECH_OUTPUT = "proj_out.weight"
+"""Model types whose output embedding is not called ``lm_head``, and what it is called."""
+
+_SECOND_TIES = (
+    ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ("predictions.decoder.bias", "predictions.bias"),
+    ("lm_head.decoder.bias", "lm_head.bias"),
+)
+"""Biases that transformers ties, and stops tying, together with the embeddings."""
+
+_SHARED = re.compile(r"(?:\w+\.)?shared\.weight")
+"""The embedding of an encoder-decoder: encoder, decoder and head all use it under names of their own."""
 
 _WITH_HEAD = re.compile(r"CausalLM|LMHead|ConditionalGeneration|MaskedLM|PreTraining|Seq2SeqLM")
 
@@ -58,12 +81,28 @@ def _pair(names: frozenset[str], config: Mapping[str, Json]) -> tuple[str, str] 
     for name in sorted(names):
         for pattern, output in _DECODER_PAIRS:
             if pattern.fullmatch(name) and (not headless or output in names):
-                return name, output
+                return name, _SPEECH_OUTPUT if config.get("model_type") in _SPEECH else output
         if _ENCODER_INPUT.fullmatch(name):
             for prefix, output in _ENCODER_HEADS:
-                if any(other.startswith(prefix) for other in names):
+                if any(other.startswith(prefix) for other in names) and (not headless or output in names):
                     return name, output
     return None
+
+
+def second_ties(names: Collection[str]) -> dict[str, str]:
+    """What else transformers makes from another tensor only as long as the embeddings are tied.
+
+    One flag governs all: a model whose embeddings are untied finds none of these unless they are stored.
+
+    Returns:
+        Name of each such tensor that is not among ``names`` to the name of the one that it copies.
+    """
+    return {name: source for name, source in _SECOND_TIES if source in names and name not in names}
+
+
+def is_shared(source: str) -> bool:
+    """Whether encoder and decoder use the input embedding ``source`` under names of their own."""
+    return _SHARED.fullmatch(source) is not None
 
 
 def tie_flag(config: Mapping[str, Json]) -> bool | None:

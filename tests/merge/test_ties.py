@@ -13,10 +13,25 @@ import torch
 from loreg_converters.peft import converter
 from peft import LoraConfig
 from peft_adapters import make_peft_adapter, merged_model
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    PreTrainedModel,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 from lora_registry.adapter import Adapter
-from lora_registry.errors import ConflictError
+from lora_registry.errors import ConflictError, UnsupportedError
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 
@@ -105,3 +120,67 @@ def test_a_model_without_a_head_has_no_tie(tiny_dir, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((tiny_dir("llama-tied") / "model.safetensors").read_bytes())
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForSequenceClassification"]}))
     assert open_base(tmp_path).ties == {}
+
+
+_SMALL = {"vocab_size": 43, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_BART = {
+    "vocab_size": 43, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 20, "decoder_ffn_dim": 24, "max_position_embeddings": 20,
+}  # fmt: skip
+_WHISPER = {key: value for key, value in _BART.items() if key != "max_position_embeddings"} | {
+    "max_source_positions": 4, "max_target_positions": 20, "num_mel_bins": 3, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2, "decoder_start_token_id": 1,
+}  # fmt: skip
+_IDS = torch.arange(3, 12)[None]
+WITH_MORE_TIES = {
+    "bert": lambda: BertForMaskedLM(BertConfig(**_SMALL, intermediate_size=20)),
+    "albert": lambda: AlbertForMaskedLM(AlbertConfig(**_SMALL, intermediate_size=20, embedding_size=8)),
+    "electra": lambda: ElectraForMaskedLM(ElectraConfig(**_SMALL, intermediate_size=20, embedding_size=8)),
+    "distilbert": lambda: DistilBertForMaskedLM(
+        DistilBertConfig(vocab_size=43, dim=16, hidden_dim=20, n_layers=1, n_heads=2)
+    ),
+    "whisper": lambda: WhisperForConditionalGeneration(WhisperConfig(**_WHISPER)),
+}
+
+
+def _randomized(model: PreTrainedModel) -> PreTrainedModel:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    return model.eval()
+
+
+def _answer(model: torch.nn.Module) -> np.ndarray:
+    with torch.no_grad():
+        if model.config.model_type == "whisper":
+            return model(input_features=torch.ones(1, 3, 8), decoder_input_ids=_IDS).logits.numpy()
+        return model(input_ids=_IDS).logits.numpy()
+
+
+@pytest.mark.parametrize("name", WITH_MORE_TIES)
+def test_untying_keeps_what_the_flag_tied_besides(name: str, tmp_path: Path) -> None:
+    """The head has the name that the model gives it, and a bias that the same flag ties is stored: neither is lost."""
+    model = _randomized(WITH_MORE_TIES[name]())
+    model.save_pretrained(tmp_path / "base")
+    embedding = "embed_tokens" if name == "whisper" else "word_embeddings"
+    wrapped = make_peft_adapter(model, LoraConfig(r=2, target_modules=[embedding]), tmp_path / "peft")
+    merge_checkpoint(converter.read(tmp_path / "peft")[0], tmp_path / "base", tmp_path / "out")
+    loaded, report = type(model).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    np.testing.assert_allclose(_answer(loaded.eval()), _answer(wrapped), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("module", ["shared", "lm_head"])
+def test_an_embedding_of_encoder_and_decoder_is_not_untied(module: str, tmp_path: Path) -> None:
+    """One flag ties encoder, decoder and head: untying one of them would lose the others, so that is refused."""
+    model = _randomized(BartForConditionalGeneration(BartConfig(**_BART)))
+    model.save_pretrained(tmp_path / "base")
+    wrapped = make_peft_adapter(model, LoraConfig(r=2, target_modules=[module]), tmp_path / "peft")
+    adapter = converter.read(tmp_path / "peft")[0]
+    with pytest.raises(UnsupportedError, match=r"encoder, decoder and head use model\.shared\.weight.*tied: both"):
+        merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", tied="both")
+    loaded = BartForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    np.testing.assert_allclose(_answer(loaded), _answer(merged_model(wrapped)), rtol=1e-3, atol=1e-3)
