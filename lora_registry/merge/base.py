@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from lora_registry.adapter import Json
+from lora_registry.adapter import Json, Tensor
 from lora_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
 from lora_registry.format.canonical import JsonError, decode
 from lora_registry.format.container import Container, Entry, open_container
@@ -74,7 +74,11 @@ class Checkpoint:
 
     def array(self, name: str) -> Array:
         """The elements, as a window of the memory-mapped file."""
-        return to_array(self.shards[self.places[name]].tensor(name))
+        return to_array(self.tensor(name))
+
+    def tensor(self, name: str) -> Tensor:
+        """The same without numpy; KeyError where there is none of that name."""
+        return self.shards[self.places[name]].tensor(name)
 
 
 def open_base(path: str | Path) -> Checkpoint:

@@ -6,47 +6,17 @@ name tensors as the checkpoint does, so the manifest of an exported model must t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_registry.adapter import Tensor
 from lora_registry.dtypes import DTYPES
-from lora_registry.errors import InvalidInputError, NotFoundError
-from lora_registry.format.container import Container, open_container
 
 if TYPE_CHECKING:
     import torch
 
-_INDEX = "model.safetensors.index.json"
 _LEGACY = {"gamma": "weight", "beta": "bias"}  # names of LayerNorm's parameters in TensorFlow checkpoints
-
-
-def checkpoint_files(folder: Path) -> dict[str, Container]:
-    """Every tensor name of a model folder, with the open file that holds it.
-
-    Raises:
-        NotFoundError: a shard that the index names is missing.
-        InvalidInputError: a file or the index is broken.
-    """
-    index = folder / _INDEX
-    if index.exists():
-        try:
-            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InvalidInputError(f"{index}: no index of shards") from error
-        if not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
-            raise InvalidInputError(f"{index}: names a shard outside of the folder")
-        paths = [folder / shard for shard in shards]
-    else:
-        paths = [folder / "model.safetensors"]
-    containers = []
-    for path in paths:
-        if not path.exists():
-            raise NotFoundError(f"missing checkpoint file: {path}")
-        containers.append(open_container(path))
-    return {name: container for container in containers for name in container.entries}
 
 
 def as_torch(tensor: Tensor) -> torch.Tensor:
@@ -74,25 +44,30 @@ def proven_names(folder: Path, module: Any) -> tuple[dict[str, str], tuple[str, 
     exactly one tensor of the module that is left over.
 
     Returns:
-        Checkpoint name to module name, and the checkpoint names that the module does not use.
+        Checkpoint name to module name, and the checkpoint names that the module does not use, ascending.
+
+    Raises:
+        InvalidInputError, UnsupportedError: as :func:`lora_registry.merge.base.open_base`.
     """
+    from lora_registry.merge.base import open_base
+
     tensors = named_tensors(module)
     prefix = f"{getattr(module, 'base_model_prefix', '')}."
-    files = checkpoint_files(folder)
+    checkpoint = open_base(folder)
     matched: dict[str, str] = {}
-    for name, container in files.items():
-        equal = _equal(container.tensor(name), tensors, _likely(name, prefix))
+    for name in checkpoint.names():
+        equal = _equal(checkpoint.tensor(name), tensors, _likely(name, prefix))
         if equal:
             matched[name] = equal[0]
     unused = []
-    for name in files.keys() - matched.keys():
+    for name in sorted(set(checkpoint.names()) - matched.keys()):
         left = tensors.keys() - set(matched.values())
-        equal = _equal(files[name].tensor(name), tensors, sorted(left))
+        equal = _equal(checkpoint.tensor(name), tensors, sorted(left))
         if len(equal) == 1:
             matched[name] = equal[0]
         else:
             unused.append(name)
-    return matched, tuple(sorted(unused))
+    return matched, tuple(unused)
 
 
 def _likely(name: str, prefix: str) -> list[str]:

@@ -36,6 +36,16 @@ class Samples:
         positions: Array = np.maximum(self.mask.cumsum(axis=1) - 1, 0)
         return positions
 
+    @property
+    def inputs(self) -> dict[str, Array]:
+        """The same under the names that transformers gives a model's inputs."""
+        return {
+            "input_ids": self.ids,
+            "attention_mask": self.mask,
+            "position_ids": self.positions,
+            "token_type_ids": self.types,
+        }
+
 
 def draw(config: Any, task: Task, count: int, seed: int, *, rows: Sequence[int] = ()) -> Samples:
     """Samples for a model.

@@ -12,7 +12,6 @@ from typing import Any
 
 from lora_registry import dtypes
 from lora_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
-from lora_registry.runtime.names import checkpoint_files
 from lora_registry.runtime.packages import require
 from lora_registry.runtime.quiet import quiet
 
@@ -94,12 +93,14 @@ def load(folder: Path, *, dtype: str = "float32") -> TorchModel:
         UnsupportedError: the architecture, element type, quantization or file kind is not one that loreg runs.
         MissingPackageError: torch or transformers is not installed.
     """
+    from lora_registry.merge.base import open_base
+
     if dtype not in DTYPES:
         raise UnsupportedError(f"models run in float32 or float16, not in {dtype}")
     config = read_config(folder)
     architecture = _architecture(folder, config)
     task = task_of(architecture, config, folder)
-    checkpoint_files(folder)  # checks every header before another reader sees it
+    open_base(folder)  # checks every header before another reader sees it
     torch = require("torch", "export")
     transformers = require("transformers", "export")
     model_class = getattr(transformers, architecture, None)

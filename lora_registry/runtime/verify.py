@@ -182,13 +182,8 @@ def _run_torch(model: TorchModel, drawn: Samples) -> Outputs:
 
     from lora_registry.runtime.torch_model import Task
 
-    named = {
-        "input_ids": drawn.ids,
-        "attention_mask": drawn.mask,
-        "position_ids": drawn.positions,
-        "token_type_ids": drawn.types,
-    }
-    feeds: dict[str, Any] = {name: torch.from_numpy(named[name]) for name in model.inputs}
+    known = drawn.inputs
+    feeds: dict[str, Any] = {name: torch.from_numpy(known[name]) for name in model.inputs}
     if model.task is Task.DECODER:
         feeds["use_cache"] = False
     with torch.no_grad():
@@ -218,11 +213,11 @@ class _Folder:
     provider = "torch"
 
     def __init__(self, folder: Path) -> None:
-        from lora_registry.runtime.names import checkpoint_files
+        from lora_registry.merge.base import open_base
 
         self._folder = folder
-        entries = [container.entries[name] for name, container in checkpoint_files(folder).items()]
-        self.dtype = _commonest([entry.dtype for entry in entries])
+        checkpoint = open_base(folder)
+        self.dtype = _commonest([checkpoint.dtype(name) for name in checkpoint.names()])
 
     def run(self, drawn: Samples, names: tuple[str, ...]) -> Outputs:
         from lora_registry.runtime.torch_model import load
@@ -248,12 +243,7 @@ class _OnnxFile:
         inputs = {value.name for value in self._session.get_inputs()}
         if any(name.startswith("past_key_values.") for name in inputs):
             return self._decode(drawn)
-        known = {
-            "input_ids": drawn.ids,
-            "attention_mask": drawn.mask,
-            "position_ids": drawn.positions,
-            "token_type_ids": drawn.types,
-        }
+        known = drawn.inputs
         if inputs - known.keys():
             raise UnsupportedError(f"verify does not know the input {min(inputs - known.keys())}")
         result = ort.run(self._session, {name: known[name] for name in inputs})

@@ -138,13 +138,13 @@ def test_shards(edited: Edit) -> None:
     (folder / "model.safetensors").rename(folder / "one.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
-    with pytest.raises(NotFoundError, match=r"missing checkpoint file: .*two\.safetensors"):
+    with pytest.raises(InvalidInputError, match=r"shard two\.safetensors is missing"):
         load(folder)
     index.write_text(json.dumps({"weight_map": {"a": "../one.safetensors"}}))
-    with pytest.raises(InvalidInputError, match="outside of the folder"):
+    with pytest.raises(InvalidInputError, match="not the name of a file in this folder"):
         load(folder)
     index.write_text("{}")
-    with pytest.raises(InvalidInputError, match="no index of shards"):
+    with pytest.raises(InvalidInputError, match="no weight_map"):
         load(folder)
     names = load_file(folder / "one.safetensors")
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "one.safetensors")}))
