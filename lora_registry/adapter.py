@@ -44,6 +44,9 @@ class Kind(StrEnum):
 LOW_RANK = frozenset({Kind.LINEAR, Kind.EMBEDDING, Kind.CONV, Kind.EXPERTS})
 """The kinds whose change is s·B·A."""
 
+SCALED = LOW_RANK | {Kind.BIAS}
+"""The kinds that have a scale."""
+
 LAYOUTS: Mapping[Kind, frozenset[Layout]] = {
     Kind.LINEAR: frozenset({("out", "in"), ("in", "out")}),
     Kind.EMBEDDING: frozenset({("in", "out")}),

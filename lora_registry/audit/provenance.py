@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_registry.adapter import LOW_RANK, Adapter, Json, Kind
+from lora_registry.adapter import SCALED, Adapter, Json
 from lora_registry.audit.licenses import looks_like_spdx
 from lora_registry.audit.rules import found
 from lora_registry.audit.text import printable
@@ -45,7 +45,7 @@ def _license(missing: str, place: str, text: Json) -> Iterator[Finding]:
 
 
 def _scale(adapter: Adapter) -> Iterator[Finding]:
-    scales = {target.scale for target in adapter if target.kind in LOW_RANK or target.kind is Kind.BIAS}
+    scales = {target.scale for target in adapter if target.kind in SCALED}
     if scales and not _tells_scale(dict(adapter.origin)):
         what = f"every scale is {scales.pop():g}" if len(scales) == 1 else f"there are {len(scales)} different scales"
         yield found("A-025", "origin", f"{what}, and no alpha or scale of a trainer is recorded")

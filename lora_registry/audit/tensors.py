@@ -9,7 +9,7 @@ from math import exp, isinf, log
 
 import numpy as np
 
-from lora_registry.adapter import LOW_RANK, Kind
+from lora_registry.adapter import LOW_RANK, SCALED
 from lora_registry.audit.measure import Measure
 from lora_registry.audit.report import Checked, Skipped
 from lora_registry.audit.rules import found
@@ -116,7 +116,7 @@ def _zeros(measure: Measure) -> Iterator[Finding]:
             yield found("A-003", f"{_place(measure)}/tensors/{role}", "is all zero")
     if "A" in measure.scans and measure.scans["A"].zero:
         yield found("A-004", f"{_place(measure)}/tensors/A", "is all zero")
-    if target.scale == 0.0 and (target.kind in LOW_RANK or target.kind is Kind.BIAS):
+    if target.scale == 0.0 and target.kind in SCALED:
         yield found("A-005", f"{_place(measure)}/scale", "is zero")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from lora_registry.adapter import LOW_RANK, Adapter, Base, Json, Kind, Target, Tensor
+from lora_registry.adapter import SCALED, Adapter, Base, Json, Kind, Target, Tensor
 from lora_registry.digest import Digest
 from lora_registry.format.rules import FORMAT_MAJOR, KEY
 
@@ -54,7 +54,7 @@ def target_record(target: Target) -> dict[str, Json]:
         record["layout"] = list[Json](target.layout)
     if target.shape is not None:
         record["shape"] = list[Json](target.shape)
-    if target.kind in LOW_RANK or target.kind is Kind.BIAS:
+    if target.kind in SCALED:
         record["scale"] = target.scale
     if target.groups != 1:
         record["groups"] = target.groups

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
-from lora_registry.adapter import LAYOUTS, LOW_RANK, Json, Kind
+from lora_registry.adapter import LAYOUTS, LOW_RANK, SCALED, Json, Kind
 from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
 from lora_registry.findings import Finding
@@ -87,7 +87,6 @@ _OPTIONAL = {
     Kind.CONV: frozenset({"magnitude", "value"}),
     Kind.EXPERTS: frozenset({"value"}),
 }
-_SCALED = LOW_RANK | {Kind.BIAS}
 
 
 def check_document(document: Json, tensors: Mapping[str, Spec]) -> list[Finding]:
@@ -225,7 +224,7 @@ def _layout(place: str, kind: Kind, target: Mapping[str, Json]) -> Iterator[Find
 
 def _scale(place: str, kind: Kind, target: Mapping[str, Json]) -> Iterator[Finding]:
     scale = target.get("scale")
-    if kind not in _SCALED:
+    if kind not in SCALED:
         if "scale" in target:
             yield Finding("R-025", f"{place}/scale", f"a {kind} target has no change to scale")
     elif not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
