@@ -9,7 +9,7 @@ import click
 from lora_registry.cli._adapters import ADAPTER
 from lora_registry.cli._command import command, json_option, printable, registry_option
 from lora_registry.cli._output import print_fields, print_json, size
-from lora_registry.cli._report import print_report, refuse_losses
+from lora_registry.cli._report import print_report
 from lora_registry.registry import Registry
 
 
@@ -51,7 +51,6 @@ def pull(
 
         report = write_as(converter(format_name), registry.load(reference, verify=True), output, strict=strict)
         written = output
-    refuse_losses(report, strict=False)
     if as_json:
         print_json({**record.to_json(), "path": str(written), "conversion": report.to_json() if report else None})
         return
