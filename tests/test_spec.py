@@ -198,13 +198,13 @@ def test_limits() -> None:
     text = {rule: sentence.replace(" ", "") for rule, sentence in RULE.findall(TEXT)}
     for rule, number in (
         ("R-001", limits.HEADER_BYTES),
-        ("R-006", limits.DIMENSION),
-        ("R-006", limits.RANK_OF_SHAPE),
+        ("R-006", limits.AXIS_LENGTH),
+        ("R-006", limits.AXES),
         ("R-009", limits.NAME_BYTES),
         ("R-010", limits.TENSORS),
         ("R-021", limits.NAME_BYTES),
-        ("R-024", limits.DIMENSION),
-        ("R-024", limits.RANK_OF_SHAPE),
+        ("R-024", limits.AXIS_LENGTH),
+        ("R-024", limits.AXES),
     ):
         assert str(number) in text[rule], rule
     assert f"deeper than {limits.JSON_DEPTH} levels" in TEXT

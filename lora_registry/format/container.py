@@ -23,7 +23,7 @@ from lora_registry.errors import InvalidInputError, NotFoundError
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import JsonError, decode, encode, is_integers
 from lora_registry.format.files import from_os_error, open_file
-from lora_registry.format.limits import DIMENSION, HEADER_BYTES, RANK_OF_SHAPE, TENSORS
+from lora_registry.format.limits import AXES, AXIS_LENGTH, HEADER_BYTES, TENSORS
 
 METADATA = "__metadata__"
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -157,8 +157,8 @@ def _entry(record: Json) -> tuple[Entry | None, tuple[str, str]]:
     dtype, shape, offsets = record["dtype"], record["shape"], record["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         return None, ("R-005", f"unknown dtype {dtype!r}")
-    if not is_integers(shape) or len(shape) > RANK_OF_SHAPE or not all(0 <= length <= DIMENSION for length in shape):
-        return None, ("R-006", f"shape is not a list of at most {RANK_OF_SHAPE} lengths")
+    if not is_integers(shape) or len(shape) > AXES or not all(0 <= length <= AXIS_LENGTH for length in shape):
+        return None, ("R-006", f"shape is not a list of at most {AXES} lengths")
     if not is_integers(offsets) or len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1]:
         return None, ("R-007", "data_offsets are not two ascending integers")
     size = prod(shape) * DTYPES[dtype].size

@@ -9,10 +9,10 @@ HEADER_BYTES = 32 << 20
 TENSORS = 65_536
 """Tensors in a file: 128 experts x 3 projections x 60 layers x 2 factors are 46 080."""
 
-RANK_OF_SHAPE = 8
+AXES = 8
 """Axes of a tensor; a conv3d kernel has five."""
 
-DIMENSION = 1 << 40
+AXIS_LENGTH = 1 << 40
 """Length of one axis; keeps every product below 2**63 once file size is checked."""
 
 NAME_BYTES = 256

@@ -17,7 +17,7 @@ from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import is_integers
-from lora_registry.format.limits import DIMENSION, NAME_BYTES, RANK_OF_SHAPE
+from lora_registry.format.limits import AXES, AXIS_LENGTH, NAME_BYTES
 
 FORMAT_MAJOR = 1
 KEY = "loreg"
@@ -216,9 +216,9 @@ def _layout(place: str, kind: Kind, target: Mapping[str, Json]) -> Iterator[Find
     if "shape" not in target and kind is Kind.TOKENS:
         return
     shape = target.get("shape")
-    if not is_integers(shape) or not all(0 < axis <= DIMENSION for axis in shape):
+    if not is_integers(shape) or not all(0 < axis <= AXIS_LENGTH for axis in shape):
         yield Finding("R-024", f"{place}/shape", "is no list of positive lengths")
-    elif len(shape) > RANK_OF_SHAPE or (kind is not Kind.FULL and len(shape) != len(layout)):
+    elif len(shape) > AXES or (kind is not Kind.FULL and len(shape) != len(layout)):
         yield Finding("R-024", f"{place}/shape", f"has {len(shape)} axes, the layout {len(layout)}")
 
 

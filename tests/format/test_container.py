@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lora_registry.adapter import Tensor
 from lora_registry.errors import InvalidInputError, NotFoundError
 from lora_registry.format.container import encode_header, encode_tensors, open_container, parse_header, place
-from lora_registry.format.limits import DIMENSION, HEADER_BYTES, JSON_DEPTH, SAFE_INTEGER, TENSORS
+from lora_registry.format.limits import AXIS_LENGTH, HEADER_BYTES, JSON_DEPTH, SAFE_INTEGER, TENSORS
 
 
 def framed(header: bytes | dict[str, Any], data: bytes = b"") -> bytes:
@@ -86,7 +86,7 @@ BROKEN: dict[str, tuple[str, bytes]] = {
     "a length that is a string": ("R-006", one(shape=["2"])),
     "a shape that is a number": ("R-006", one(shape=2)),
     "nine axes": ("R-006", one(shape=[2] + [1] * 8)),
-    "an axis beyond the limit": ("R-006", one(shape=[DIMENSION + 1])),
+    "an axis beyond the limit": ("R-006", one(shape=[AXIS_LENGTH + 1])),
     "two negative lengths": ("R-006", one(shape=[-1, -2])),
     "descending offsets": ("R-007", one(offsets=[8, 0])),
     "negative offsets": ("R-007", one(offsets=[-8, 0])),

@@ -17,7 +17,7 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError
 from lora_registry.format.document import from_document, tensor_key, to_document
 from lora_registry.format.identity import content_digest
-from lora_registry.format.limits import DIMENSION, JSON_DEPTH
+from lora_registry.format.limits import AXIS_LENGTH, JSON_DEPTH
 from lora_registry.format.reader import check_file, read_adapter
 from lora_registry.format.rules import RULES, check_document
 
@@ -166,7 +166,7 @@ BROKEN: list[tuple[str, str, Break]] = [
     ("R-024", "an axis too many", of(LINEAR, shape=[6, 4, 1])),
     ("R-024", "an axis too few", of(BIAS, shape=[])),
     ("R-024", "an empty axis", of(LINEAR, shape=[6, 0])),
-    ("R-024", "an axis beyond the limit", of(LINEAR, shape=[6, DIMENSION + 1])),
+    ("R-024", "an axis beyond the limit", of(LINEAR, shape=[6, AXIS_LENGTH + 1])),
     ("R-024", "true as a length", of(BIAS, shape=[True])),
     ("R-024", "nine axes", of(FULL, shape=[1] * 9)),
     ("R-025", "no scale", without(LINEAR, "scale")),

@@ -25,7 +25,7 @@ import numpy as np
 from lora_registry.adapter import Tensor
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, UnsupportedError
-from lora_registry.format.limits import RANK_OF_SHAPE, TENSORS
+from lora_registry.format.limits import AXES, TENSORS
 
 PICKLE_BYTES = 64 << 20  # a state dict takes about 300 bytes a tensor
 SHARING = 8  # tensors may share bytes, as tied weights do; all of them together are this many times the file at most
@@ -247,7 +247,7 @@ def _view(
     lengths = (offset, *size, *stride)
     if not all(type(length) is int and length >= 0 for length in lengths):
         _malformed("a tensor with lengths that are none")
-    if len(size) != len(stride) or len(size) > RANK_OF_SHAPE:
+    if len(size) != len(stride) or len(size) > AXES:
         _malformed("a tensor whose strides do not fit its shape")
     width = DTYPES[dtype].size
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
