@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 SCOPES = "pkg.torch.onnx.name_scopes"
+"""Node metadata of the dynamo exporter: the module path of a node, as the text of a Python list."""
 
 _REPEAT = re.compile(r"(.+)_\d+")
 

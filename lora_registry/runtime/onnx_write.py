@@ -12,9 +12,7 @@ import onnx_ir as ir
 
 from lora_registry.errors import NotFoundError
 from lora_registry.format.files import refuse_existing, staging_folder, storage_errors, sync_folder
-
-SCOPES = "pkg.torch.onnx.name_scopes"
-"""Node metadata that is kept: the module path of a node, as the text of a Python list."""
+from lora_registry.onnx.scope import SCOPES
 
 ONE_FILE_BYTES = 16 << 20
 """Weights up to this size stand in the ``.onnx`` itself; larger ones in ``<name>.onnx.data`` beside it."""
