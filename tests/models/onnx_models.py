@@ -80,14 +80,9 @@ class Traced(torch.nn.Module):
         return self.model(input_ids=inputs[0], attention_mask=inputs[1], **options)[0]
 
 
-def example_inputs(model: torch.nn.Module, **options: int) -> dict[str, torch.Tensor]:
-    """Inputs for a tiny model; see ``tiny_models.inputs``."""
-    return tiny_models.inputs(model, **options)
-
-
 def export(model: torch.nn.Module, how: str, path: Path, *, external: bool = False) -> Path:
     """Export ``model`` to ``path`` as one of :data:`EXPORTERS` does, with fixed shapes."""
-    examples = example_inputs(model)
+    examples = tiny_models.inputs(model)
     options = {"dynamo": False} if how == "torchscript" else {"dynamo": True, "optimize": how == "optimized"}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -118,11 +113,6 @@ def run_torch(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> np.nda
     """The first output of a torch model."""
     with torch.no_grad():
         return Traced(model).eval()(*inputs.values()).numpy()
-
-
-def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference over the largest expected magnitude."""
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 def linear_adapter(

@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 import tiny_models
 import torch
-from onnx_models import adapter_of, example_inputs, relative_error, run_torch
+from onnx_models import adapter_of, run_torch
+from parity import relative_error
 from peft import LoraConfig
 from peft_adapters import make_peft_adapter
 
@@ -59,7 +60,7 @@ def test_merging_into_an_exported_folder_equals_peft(
     onnx.checker.check_model(str(tmp_path / "merged.onnx"), full_check=True)
     rules = {rule for record in receipt.tensors for rule in record.evidence["rules"]}
     assert {"manifest", "node-scope", "value-match"} <= rules
-    inputs = example_inputs(tiny_models.MODELS[name](), batch=3, length=6, seed=11)
+    inputs = tiny_models.inputs(tiny_models.MODELS[name](), batch=3, length=6, seed=11)
     session = onnxruntime.InferenceSession(str(tmp_path / "merged.onnx"), providers=["CPUExecutionProvider"])
     actual = session.run(None, feeds(session, inputs))[0]
     assert relative_error(actual, run_torch(wrapped.base_model.model, inputs)) < 1e-5

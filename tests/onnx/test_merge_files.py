@@ -15,7 +15,8 @@ import pytest
 import tiny_models
 import torch
 from onnx import helper
-from onnx_models import example_inputs, export, graph, linear_adapter, relative_error, run_onnx, tensor_of
+from onnx_models import export, graph, linear_adapter, run_onnx, tensor_of
+from parity import relative_error
 
 from lora_registry.adapter import Adapter, Target
 from lora_registry.digest import Digest
@@ -285,7 +286,7 @@ def test_exports_with_external_data_merge(tmp_path: Path) -> None:
     head = linear_adapter("lm_head.weight", (99, 48))
     merge_onnx(Adapter(targets=(head,)), base, tmp_path / "m.onnx")
     onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
-    inputs = example_inputs(model)
+    inputs = tiny_models.inputs(model)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + torch.from_numpy(delta(head)))
     with torch.no_grad():
         expected = model(**inputs, use_cache=False)[0].numpy()

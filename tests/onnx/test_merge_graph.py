@@ -13,7 +13,8 @@ import tiny_models
 import torch
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
-from onnx_models import example_inputs, graph, linear_adapter, relative_error, run_onnx, run_torch, tensor_of
+from onnx_models import graph, linear_adapter, run_onnx, run_torch, tensor_of
+from parity import relative_error
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import InvalidInputError
@@ -299,7 +300,7 @@ def test_adapters_merge_one_after_the_other(exporter: str, exports: Exports, tmp
         merge_onnx(Adapter(targets=targets), base, tmp_path / f"{number}.onnx")
     assert len(OnnxModel.open(tmp_path / "1.onnx").ir.metadata_props[ADAPTER_KEY].split()) == 2
 
-    model, inputs = tiny_models.llama(tied=True), example_inputs(tiny_models.llama(tied=True), seed=3)
+    model, inputs = tiny_models.llama(tied=True), tiny_models.inputs(tiny_models.llama(tied=True), seed=3)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 2 * torch.from_numpy(delta(head)))
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight += torch.from_numpy(delta(first) + delta(second))

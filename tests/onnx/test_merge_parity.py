@@ -13,7 +13,8 @@ import onnx_models
 import pytest
 import tiny_models
 import torch
-from onnx_models import adapter_of, example_inputs, relative_error, run_onnx, run_torch
+from onnx_models import adapter_of, run_onnx, run_torch
+from parity import relative_error
 from peft import LoraConfig
 from peft_adapters import make_peft_adapter, peft_warnings_off
 
@@ -59,7 +60,7 @@ def test_equals_peft(case: str, exporter: str, exports: Exports, tmp_path: Path)
         config = LoraConfig(**{"r": 4, "lora_alpha": 6, **options})
     wrapped = make_peft_adapter(tiny_models.MODELS[name](), config, tmp_path / "adapter")
     adapter = adapter_of(wrapped)
-    inputs = example_inputs(tiny_models.MODELS[name](), seed=7)
+    inputs = tiny_models.inputs(tiny_models.MODELS[name](), seed=7)
 
     receipt = merge_onnx(adapter, base, tmp_path / "merged.onnx")
 
@@ -79,7 +80,7 @@ def test_both_uses_of_a_tied_tensor_change_as_in_a_merged_torch_model(
     wrapped = make_peft_adapter(
         tiny_models.MODELS["llama-tied"](), LoraConfig(r=4, target_modules=["embed_tokens"]), tmp_path / "adapter"
     )
-    inputs = example_inputs(tiny_models.MODELS["llama-tied"](), seed=7)
+    inputs = tiny_models.inputs(tiny_models.MODELS["llama-tied"](), seed=7)
     adapter, unmerged = adapter_of(wrapped), run_torch(wrapped.base_model.model, inputs)
     with peft_warnings_off():
         merged = run_torch(wrapped.merge_and_unload(), inputs)
