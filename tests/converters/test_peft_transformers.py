@@ -13,6 +13,8 @@ from loreg_converters.peft import converter
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     GptOssConfig,
     GptOssForCausalLM,
     LlamaConfig,
@@ -51,6 +53,9 @@ BASES: dict[str, Callable[[], PreTrainedModel]] = {
     "tied llama": lambda: llama(tied=True),
     "resized llama": resized,
     "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**EXPERTS)),
+    "bert": lambda: BertForSequenceClassification(
+        BertConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    ),
     "gpt-oss": lambda: GptOssForCausalLM(GptOssConfig(**EXPERTS, head_dim=8)),
 }
 
@@ -95,6 +100,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Kind]]] = {
         {"target_modules": ["q_proj"], "target_parameters": PARAMETERS},
         {f"model.layers.0.{name}": Kind.EXPERTS for name in PARAMETERS},
     ),
+    "mixtral, all-linear": (
+        "mixtral",
+        {"target_modules": "all-linear", "target_parameters": ["gate_up_proj", "gate.weight", "down_proj"]},
+        {f"model.layers.0.{name}": Kind.EXPERTS for name in PARAMETERS}
+        | {"model.layers.0.mlp.gate.weight": Kind.LINEAR, "model.layers.0.self_attn.k_proj.weight": Kind.LINEAR},
+    ),
     "gpt-oss": (
         "gpt-oss",
         {"target_modules": ["q_proj"], "target_parameters": PARAMETERS, "bias": "all"},
@@ -133,3 +144,25 @@ def test_adapters_of_transformers_models_come_back(name: str, tmp_path: Path) ->
     tokens = torch.arange(28, 40).view(2, 6)
     with torch.no_grad():
         torch.testing.assert_close(again(tokens).logits, wrapped(tokens).logits, rtol=0, atol=0)
+
+
+def test_biases_of_a_saved_module_are_there_once(tmp_path: Path) -> None:
+    """With bias="all" PEFT saves a saved module's biases under three names; the trained one is the target."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = LoraConfig(r=2, target_modules=["query"], bias="all", task_type="SEQ_CLS")
+        wrapped = get_peft_model(BASES["bert"](), config)
+        with torch.no_grad():
+            for name, parameter in wrapped.named_parameters():
+                if parameter.requires_grad and "original_module" not in name:
+                    parameter.add_(torch.randn_like(parameter))
+        wrapped.save_pretrained(tmp_path)
+    keys = [key for key in load_file(tmp_path / "adapter_model.safetensors") if "classifier" in key and "bias" in key]
+    assert len(keys) == 3
+    adapter, report = converter.read(tmp_path)
+    assert [target.name for target in adapter if "classifier" in target.name] == [
+        "classifier.bias", "classifier.weight",
+    ]  # fmt: skip
+    trained = wrapped.base_model.model.classifier.modules_to_save["default"].bias
+    assert bytes(adapter.target("classifier.bias").tensors["value"].data) == trained.detach().numpy().tobytes()
+    assert any("original_module" in str(entry) for entry in report.losses)

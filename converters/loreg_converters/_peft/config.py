@@ -108,10 +108,15 @@ class Config:
         """Ends of the names of modules that are saved whole, those that PEFT adds for the task included."""
         return self.modules_to_save.union(TASK_HEADS.get(str(self.raw.get("task_type")), ()))
 
-    def parameters_of(self, module: str) -> list[str]:
-        """The parameters of ``module`` that ``target_parameters`` names, by PEFT's suffix rule."""
+    def parameters_of(self, module: str, *, bare: bool = True) -> list[str]:
+        """The parameters of ``module`` that ``target_parameters`` names, by PEFT's suffix rule.
+
+        Args:
+            module: path in the base model.
+            bare: names without a module count as well, which any module may have.
+        """
         found: dict[str, None] = {}
-        for suffix in (*suffixes(module), ""):
+        for suffix in (*suffixes(module), *([""] if bare else [])):
             found |= dict.fromkeys(self.target_parameters.get(suffix, ()))
         return list(found)
 
@@ -127,6 +132,10 @@ class Config:
         parts = path.split(".")
         around = [".".join(parts[:end]) for end in range(1, len(parts))]
         return any(module.endswith(name) for name in self.saved_modules for module in around)
+
+    def names_module(self, module: str) -> bool:
+        """Whether a list in ``target_modules`` has ``module``, or an end of its path."""
+        return isinstance(self.target_modules, frozenset) and not self.target_modules.isdisjoint(suffixes(module))
 
     def targets_module(self, module: str) -> bool | None:
         """Whether PEFT would put LoRA on ``module``; None where the config does not say.

@@ -78,9 +78,10 @@ def parse_key(text: str) -> Key | None:
         return None
     if _TUNER.search(path):
         return None
-    saved = re.fullmatch(r"(.+?)\.modules_to_save\.([^.]+)\.(.+)", path)
+    saved = re.fullmatch(r"(.+?)\.modules_to_save\.(?:([^.]+)\.)?(.+)", path)  # a save strips some of the names
     if saved:
-        path, noise = f"{saved[1]}.{saved[3]}", (*noise, f"modules_to_save.{saved[2]}.")
+        name = "" if saved[2] is None else f"{saved[2]}."
+        path, noise = f"{saved[1]}.{saved[3]}", (*noise, f"modules_to_save.{name}")
     return Key(text, Part.PLAIN, path, depth=1 if ".base_layer." in path else 0, noise=noise)
 
 

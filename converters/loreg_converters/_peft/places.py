@@ -59,11 +59,25 @@ def find_places(sites: Mapping[str, Site], config: Config) -> Placed:
         elif site.module in attentions:
             weight, bias = f"{site.module}.in_proj_weight", f"{site.module}.in_proj_bias"
             _module(site, config, placed, weight, bias, attention=True)
-        elif parameters := config.parameters_of(site.module):
+        elif parameters := _parameters(site, config):
             _place_parameters(site, parameters, config, placed)
         else:
             _module(site, config, placed, f"{site.module}.weight", f"{site.module}.bias")
     return placed
+
+
+def _parameters(site: Site, config: Config) -> list[str]:
+    """The parameters of the site's module that are targeted, the outermost first where that is known.
+
+    A bare name such as ``down_proj`` names a parameter of any module that has one, which the keys do not tell.
+    Where the config also names this very module, or parameters of it (``gate.weight``), and there are no more
+    wrappers than that, the bare names are of other modules.
+    """
+    depth = len(site.levels)
+    named = config.parameters_of(site.module, bare=False)
+    if depth == 1 and not named and config.names_module(site.module):
+        return []
+    return named if named and len(named) == depth else config.parameters_of(site.module)
 
 
 def _attention_output(site: Site, sites: Mapping[str, Site], placed: Placed) -> None:

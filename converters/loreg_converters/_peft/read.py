@@ -40,6 +40,8 @@ def read_folder(folder: Path) -> tuple[Adapter, Report]:
     findings = [*content.findings, *_training_state(content, config, report)]
     for noise in sorted(content.noise):
         report.kept("keys", f"{noise!r} stripped; PEFT's own files do not have it")
+    for key in content.originals:
+        report.dropped(key, "the base's own, in the place of which the saved module's is used")
     scaling, problems = _scaling(config)
     targets: list[Target] = []
     if scaling is not None:

@@ -11,6 +11,9 @@ from loreg_converters._peft.config import Config, suffixes
 from loreg_converters._peft.keys import Key, Part, parse_key, without_base_layers
 from loreg_converters._peft.problems import broken, unsupported
 
+_ORIGINAL = ".original_module."
+_WRAPPED = ".token_adapter."
+
 
 @dataclass(slots=True)
 class Site:
@@ -36,6 +39,7 @@ class Sorted:
         values: path of a base tensor to the tensor that stands in for it.
         tokens: embedding module to its trained rows.
         training: keys that only training needs.
+        originals: keys of the base's own tensors, for which saved ones stand in.
         noise: what was stripped from keys that PEFT's own files do not have.
         findings: what is wrong with the keys.
     """
@@ -44,6 +48,7 @@ class Sorted:
     values: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, Tensor] = field(default_factory=dict)
     training: list[str] = field(default_factory=list)
+    originals: list[str] = field(default_factory=list)
     noise: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
 
@@ -52,8 +57,8 @@ def sort_tensors(tensors: Mapping[str, Tensor], config: Config) -> Sorted:
     """Give every tensor its place; a key that no rule knows becomes a finding, never a gap."""
     result = Sorted()
     adapters: set[str] = set()
-    for text, tensor in tensors.items():
-        key = parse_key(text)
+    for text in sorted(tensors, key=_is_original):
+        key, tensor = parse_key(text), tensors[text]
         if key is None:
             result.findings.append(broken(text, "is a tensor of another method, or of an unknown LoRA variant"))
             continue
@@ -88,17 +93,29 @@ def _place(result: Sorted, key: Key, tensor: Tensor, config: Config) -> None:
 
 def _place_value(result: Sorted, key: Key, tensor: Tensor, config: Config) -> None:
     path = without_base_layers(key.module)
+    if _is_original(key.text) and path.replace(_ORIGINAL, ".") in result.values and _WRAPPED not in path:
+        # With bias="all" PEFT also saves biases of the module that modules_to_save put another in the place of.
+        result.originals.append(key.text)
+        return
     copied = False
-    for wrapper in (".token_adapter.", ".original_module."):  # a resized embedding under a TrainableTokensWrapper
+    for wrapper in (_WRAPPED, _ORIGINAL):  # a resized embedding under a TrainableTokensWrapper
         if wrapper in path:
             path, copied = path.replace(wrapper, "."), True
-    if copied and path in result.values and result.values[path].digest() == tensor.digest():
+    if path in result.values and _same(result.values[path], tensor):
         return
     if key.depth or copied or config.saves(path):
         _set(result, result.values, path, key, tensor)
     else:
         reason = "no rule knows this key: neither LoRA, nor modules_to_save, nor bias, nor an embedding"
         result.findings.append(broken(key.text, reason))
+
+
+def _is_original(text: str) -> bool:
+    return _ORIGINAL in text
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return (first.dtype, first.shape) == (second.dtype, second.shape) and first.digest() == second.digest()
 
 
 def _set(result: Sorted, where: dict[str, Tensor], name: str, key: Key, tensor: Tensor) -> None:
