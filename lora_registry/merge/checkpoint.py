@@ -127,6 +127,9 @@ def _dtype(name: str) -> str:
 def _check_out(base: Checkpoint, out: Path, overwrite: bool) -> None:
     if not base.is_folder and out.suffix != ".safetensors":
         raise UsageError(f"{out}: the base is one file, so the output must be called *.safetensors")
+    if base.is_folder and out.suffix in (".onnx", ".safetensors"):
+        hint = "; merge into the .onnx that loreg export makes of it" if out.suffix == ".onnx" else ""
+        raise UsageError(f"{out}: the base is a folder, so the output is one too, and this is the name of a file{hint}")
     if not out.parent.is_dir():
         raise NotFoundError(f"no such folder: {out.parent}")
     here, there = out.resolve(), base.path.resolve()

@@ -85,6 +85,9 @@ def test_requests_that_make_no_sense_are_usage_errors(base: Path, adapter: Adapt
     """A dtype that is none, a file that is no safetensors file, a folder that does not exist."""
     with pytest.raises(UsageError, match="'int4' is no type to merge into"):
         merge_checkpoint(adapter, base, tmp_path / "out", dtype="int4")
+    for name in ("out.onnx", "out.safetensors"):
+        with pytest.raises(UsageError, match="the base is a folder, so the output is one too"):
+            merge_checkpoint(adapter, base, tmp_path / name)
     with pytest.raises(UsageError, match=r"must be called \*\.safetensors"):
         merge_checkpoint(adapter, base / "model.safetensors", tmp_path / "out.bin")
     with pytest.raises(NotFoundError, match="no such folder"):
