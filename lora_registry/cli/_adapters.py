@@ -41,7 +41,10 @@ def open_any(source: str, registry_home: str | None, format_name: str | None = N
         NotFoundError: neither a path nor a reference.
         UsageError: both; or ``format_name`` for a reference.
     """
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:
+        raise NotFoundError(f"there is no home folder for {source!r}") from None
     if path.exists():
         if not source.startswith((".", "/", "~")) and _known(source, registry_home):
             raise UsageError(

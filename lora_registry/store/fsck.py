@@ -178,7 +178,8 @@ def _check_entries(store: Store, entries: Sequence[Entry]) -> Iterator[Finding]:
 
 def _check_folder(store: Store) -> Iterator[Finding]:
     with storage_errors(store.layout.root):
-        foreign = [path for path in sorted(store.layout.root.iterdir()) if not store.layout.is_own(path.name)]
+        paths = sorted(store.layout.root.iterdir())
+    foreign = [path for path in paths if path.is_symlink() or not store.layout.is_own(path.name)]
     for path in (*foreign, *store.blobs.foreign()):
         yield Finding("S-005", _place(store, path), "was not put there by loreg", Severity.WARNING)
     for path in leftovers(store, time.time()):

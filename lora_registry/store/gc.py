@@ -75,8 +75,12 @@ def collect(store: Store, actor: str, *, grace: float, dry_run: bool = False) ->
 
 
 def leftovers(store: Store, before: float) -> list[Path]:
-    """Temporary files last written before that time, in seconds since 1970."""
-    candidates = [*store.layout.temporary.glob("*"), *store.layout.root.glob(".*.tmp")]
+    """Temporary files last written before that time, in seconds since 1970; none where ``tmp/`` is a link.
+
+    Behind a link may lie anybody's files.
+    """
+    linked = store.layout.temporary.is_symlink()
+    candidates = [*(() if linked else store.layout.temporary.glob("*")), *store.layout.root.glob(".*.tmp")]
     return [path for path in sorted(candidates) if path.is_file() and path.stat().st_mtime <= before]
 
 

@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 from lora_registry.errors import ConflictError, IntegrityError, NotAllowedError
-from lora_registry.format.files import atomic_write, storage_errors, sync_folder
+from lora_registry.format.files import atomic_write, open_file, storage_errors, sync_folder
 
 STORE_VERSION = 1
 """Version of the layout on disk; the catalogue's own version is in ``migrations``."""
 
+_MARKER_BYTES = 4096  # far more than a marker has
 _TEMPORARY = re.compile(r"\..+\.tmp", re.ASCII)
 
 
@@ -55,12 +56,16 @@ class Layout:
         Raises:
             ConflictError: a newer loreg laid it out.
             IntegrityError: the marker cannot be understood.
+            NotAllowedError: there is a file instead of a folder.
         """
         with storage_errors(self.marker):
             try:
-                text = self.marker.read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
+                with open_file(self.marker) as stream:
+                    text = stream.read(_MARKER_BYTES)
+            except FileNotFoundError:
                 return False
+            except NotADirectoryError:
+                raise NotAllowedError(f"{self.root} is no folder, so it is no registry") from None
         try:
             version = json.loads(text)["version"]
         except (ValueError, KeyError, TypeError):

@@ -20,13 +20,17 @@ def registry_folder(location: str | Path | None = None) -> Path:
         location: what the user said; None or an empty text where that is nothing.
 
     Raises:
-        UsageError: a URL; a registry is a folder, and databases or object stores are refused by name.
+        UsageError: a URL; a registry is a folder, and databases or object stores are refused by name. Or a path
+            that begins with ``~`` and the name of no user.
     """
     if location is None or str(location) == "":
         location = os.environ.get(HOME_VARIABLE) or _user_folder()
     if match := _SCHEME.match(str(location)):
         raise UsageError(f"a registry is a folder; {match[1]}:// is not supported")
-    return Path(location).expanduser().absolute()
+    try:
+        return Path(location).expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(f"there is no home folder for {str(location)!r}") from None
 
 
 def _user_folder() -> Path:

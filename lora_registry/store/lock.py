@@ -54,7 +54,7 @@ class StoreLock:
     @contextmanager
     def _held(self, how: int) -> Iterator[None]:
         with storage_errors(self.path):
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._take(descriptor, how)
             yield

@@ -290,3 +290,11 @@ def test_nothing_that_hides_reaches_a_terminal(run: Run, tmp_path: Path, letter:
     ]
     assert all(letter not in output.output for output in outputs)
     assert json.loads(shown.stdout)["document"]["info"]["title"] == f"title{letter}"
+
+
+def test_a_registry_that_is_a_file_or_nobodys_home_is_refused(run: Run, tmp_path: Path) -> None:
+    """A mistyped registry is not an empty one; a home folder of nobody is one line, not a traceback."""
+    path = native(tmp_path / "a.safetensors")
+    assert run("list", "--registry", path).exit_code == 5
+    assert run("list", "--registry", "~nobody-is-called-so/loreg").exit_code == 2
+    assert run("show", "~nobody-is-called-so/a").exit_code == 3

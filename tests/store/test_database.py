@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -246,13 +247,23 @@ Store(Path({str(store.layout.root)!r}), (*MIGRATIONS, Migration("0002-add-note",
     assert len(list(store.layout.backups.iterdir())) == 1
 
 
-@pytest.mark.parametrize("how", ["marker from the future", "marker without a version", "foreign folder", "a file"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "marker from the future",
+        "marker without a version",
+        "marker that is a pipe",
+        "foreign folder",
+        "a file",
+    ],
+)
 def test_a_folder_that_is_no_registry_is_left_alone(tmp_path: Path, how: str) -> None:
     """Nothing is written into a folder that holds something else, or that a newer loreg laid out."""
     root = tmp_path / "folder"
     spoil: dict[str, Callable[[], object]] = {
         "marker from the future": lambda: (root / "loreg-store.json").write_text('{"version": 2}'),
         "marker without a version": lambda: (root / "loreg-store.json").write_text("[]"),
+        "marker that is a pipe": lambda: os.mkfifo(root / "loreg-store.json"),
         "foreign folder": lambda: (root / "thesis.tex").write_text("years of work"),
         "a file": lambda: (root.rmdir(), root.write_text("file")),
     }

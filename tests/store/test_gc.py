@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 from small_adapters import small_adapter
@@ -76,6 +77,18 @@ def test_orphans_and_leftovers_go_after_the_grace_period(registry: Registry, sto
     swept = registry.gc()
     assert (swept.blobs, swept.bytes, swept.leftovers) == ((orphan,), 6, 1)
     assert registry.fsck() == []
+
+
+def test_nothing_behind_a_link_is_swept(registry: Registry, store: Store, tmp_path: Path) -> None:
+    """A registry from elsewhere may have ``tmp`` point to a folder of the user, whose files stay; fsck tells."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "diary").write_text("precious")
+    store.layout.temporary.rmdir()
+    store.layout.temporary.symlink_to(theirs)
+    assert registry.gc(grace=0).leftovers == 0
+    assert (theirs / "diary").exists()
+    assert [(finding.rule, finding.place) for finding in registry.fsck()] == [("S-005", "tmp")]
 
 
 def test_a_sweep_waits_for_pushes_and_gives_up(store: Store) -> None:
