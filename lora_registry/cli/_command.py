@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Never, TypeVar
 
 import click
 
@@ -15,10 +19,15 @@ from lora_registry.errors import InvalidInputError, LoregError, MachineError
 from lora_registry.format.files import from_os_error
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+TERMINATED = 143  # 128 + SIGTERM
 _NOT_ASCII = re.compile(r"[^\x00-\x7e]")  # json itself escapes the controls below the space
 _SHOWN = 20  # findings printed under an error; --json has them all
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, as it does from timeout, docker stop and batch systems: clean up and go."""
 
 
 class Command(click.Command):
@@ -27,12 +36,16 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         """Run the command; see ``spec/adapter-format.md``, section 15, for the exit codes."""
         try:
-            super().invoke(ctx)
+            with _termination_cleans_up():
+                super().invoke(ctx)
             return
         except LoregError as error:
             failed = error
         except MemoryError:
             failed = MachineError("memory ran out")
+        except Terminated:
+            click.echo("terminated", err=True)
+            ctx.exit(TERMINATED)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
@@ -50,6 +63,23 @@ class Command(click.Command):
         if self.epilog:
             with formatter.section("Examples"):
                 formatter.write_text("\b\n" + self.epilog.strip())
+
+
+@contextmanager
+def _termination_cleans_up() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that no half-made output stays behind, hidden and large."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> Never:
+    raise Terminated
 
 
 def command(name: str, *, examples: str) -> Callable[[Function], Command]:
