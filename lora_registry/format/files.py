@@ -42,6 +42,10 @@ def open_file(path: Path) -> IO[bytes]:
     return stream
 
 
+_NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
+"""What file systems say that leave copying to the program."""
+
+
 @contextmanager
 def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
     """Open a file beside ``path`` that takes its name when the block ends well, and vanishes when it does not.
@@ -112,6 +116,28 @@ def claim(temporary: Path, path: Path) -> None:
         if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}:
             raise
         temporary.replace(path)  # a file system without hard links
+
+
+def copy_bytes(source: IO[bytes], target: IO[bytes]) -> None:
+    """Write all of ``source``, of which nothing has been read, at the position of ``target``.
+
+    The file system shares blocks where it can.
+    """
+    target.flush()
+    size = left = os.fstat(source.fileno()).st_size
+    try:
+        while left > 0:
+            done = os.copy_file_range(source.fileno(), target.fileno(), min(left, 1 << 30))
+            if done == 0:
+                break
+            left -= done
+    except OSError as error:
+        if error.errno not in _NO_COPY_IN_KERNEL:
+            raise
+    if left > 0:
+        source.seek(size - left)
+        target.seek(os.lseek(target.fileno(), 0, os.SEEK_CUR))
+        shutil.copyfileobj(source, target, 1 << 20)
 
 
 def sync_folder(folder: Path) -> None:

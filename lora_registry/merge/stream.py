@@ -7,10 +7,8 @@ of the model.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -19,12 +17,12 @@ from types import TracebackType
 from typing import IO, Self
 
 from lora_registry.digest import Digest
+from lora_registry.format.files import copy_bytes
 from lora_registry.merge.receipt import FileRecord
 
 CHUNK = 1 << 22  # bytes of an untouched tensor that are passed on at a time
 _BATCH = 1 << 21  # bytes that go to the threads together: every hand-over costs a turn of the interpreter lock
 _UNDER_WAY = 4  # batches that may wait for the slowest thread
-_NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
 
 
 class HashedCopy:
@@ -106,24 +104,7 @@ def copy_file(source: Path, target: Path) -> FileRecord:
     with source.open("rb") as reader, target.open("xb") as writer, ThreadPoolExecutor(1) as thread:
         digest = thread.submit(Digest.of_file, source)
         size = os.fstat(reader.fileno()).st_size
-        _copy_bytes(reader, writer, size)
+        copy_bytes(reader, writer)
         writer.flush()
         os.fsync(writer.fileno())
         return FileRecord(target.name, size, digest.result())
-
-
-def _copy_bytes(reader: IO[bytes], writer: IO[bytes], size: int) -> None:
-    done = 0
-    try:
-        while done < size:
-            count = os.copy_file_range(reader.fileno(), writer.fileno(), size - done, done, done)
-            if count == 0:
-                break
-            done += count
-    except OSError as error:
-        if error.errno not in _NO_COPY_IN_KERNEL or done:
-            raise
-    if done < size:
-        reader.seek(done)
-        writer.seek(done)
-        shutil.copyfileobj(reader, writer, CHUNK)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
+from lora_registry.format.files import copy_bytes
 from lora_registry.onnx.external import byte_range
 from lora_registry.onnx.model import external_tensors
 from lora_registry.onnx.patch import Patch
@@ -20,8 +19,6 @@ from lora_registry.progress import Counted, Progress
 ALIGNMENT = 4096  # of what is added to a data file, so that runtimes can map it
 SMALLEST_EXTERNAL = 1024  # bytes; smaller new tensors stay in the graph
 LARGEST_GRAPH = (1 << 31) - (1 << 26)  # bytes; a protobuf message ends at 2 GiB, and the graph needs some
-
-_NO_SHARING = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -107,7 +104,7 @@ class Writer:
     def _append_file(self, stream: BinaryIO, path: Path) -> int:
         start = self._pad(stream)
         with path.open("rb") as source:
-            _copy(source, stream)
+            copy_bytes(source, stream)
         self._end = stream.seek(0, os.SEEK_END)
         return start
 
@@ -171,22 +168,3 @@ def _overlapping(tensors: list[ir.ExternalTensor]) -> set[int]:
         if end > reach:
             reach, holder = end, begin
     return found
-
-
-def _copy(source: BinaryIO, target: BinaryIO) -> None:
-    """Append all of ``source`` at the position of ``target``, sharing blocks where the file system can."""
-    target.flush()
-    left = os.fstat(source.fileno()).st_size
-    try:
-        while left > 0:
-            done = os.copy_file_range(source.fileno(), target.fileno(), min(left, 1 << 30))
-            if done == 0:
-                break
-            left -= done
-    except OSError as error:
-        if error.errno not in _NO_SHARING:
-            raise
-    if left > 0:
-        source.seek(os.fstat(source.fileno()).st_size - left)
-        target.seek(os.lseek(target.fileno(), 0, os.SEEK_CUR))
-        shutil.copyfileobj(source, target, 1 << 20)
