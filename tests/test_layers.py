@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,11 @@ def test_no_module_is_longer_than_five_hundred_lines() -> None:
     too_long = {path.name: lines for path in files if (lines := len(path.read_text("utf-8").splitlines())) > 500}
     assert files
     assert not too_long
+
+
+@pytest.mark.parametrize("package", ["audit", "format", "merge", "onnx", "runtime", "store"])
+def test_the_table_of_a_package_names_its_modules(package: str) -> None:
+    """Whoever opens a folder finds every module of it in ``__init__``, and nothing that went."""
+    folder = CHECKOUT / "lora_registry" / package
+    named = re.findall(r"^:mod:`~\.(\w+)`", (folder / "__init__.py").read_text("utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")

@@ -1,7 +1,22 @@
 """ONNX models: which initializer is which tensor of the checkpoint, and how to change it without torch.
 
-Read in this order: ``model`` (open, with ``external``), ``sites`` (who reads an initializer, and how), ``names``
-and ``values`` (the resolver's rules), ``resolve`` (the chain, with ``candidate``, ``orientation``, ``evidence`` and
-``refusal``), ``resolution`` (its result), ``patch`` (the edits), ``save`` and ``writer``
-(the files).
+===================== =====================================
+:mod:`~.model`        an ONNX model opened for reading
+:mod:`~.wellformed`   is it a graph that can be worked on?
+:mod:`~.external`     the data files beside it
+:mod:`~.manifest`     the note that loreg's exporter leaves
+:mod:`~.scope`        the module that a node came from
+:mod:`~.sites`        who reads an initializer, and how
+:mod:`~.names`        the rules that go by names
+:mod:`~.values`       the rule that goes by values
+:mod:`~.evidence`     what the base checkpoint says
+:mod:`~.candidate`    an initializer that may hold a tensor
+:mod:`~.orientation`  whether it is transposed
+:mod:`~.refusal`      why a target cannot be resolved
+:mod:`~.resolve`      the chain of all these
+:mod:`~.resolution`   its result
+:mod:`~.patch`        edits on the graph
+:mod:`~.writer`       the bytes of an edited model
+:mod:`~.save`         its files, whole or not at all
+===================== =====================================
 """
