@@ -120,7 +120,7 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
         )
 
 
-def test_quantised_bases_are_refused_by_name(tmp_path: Path) -> None:
+def test_quantized_bases_are_refused_by_name(tmp_path: Path) -> None:
     """bitsandbytes packs the weight under its name; GPTQ under another. Both are refused as unsupported."""
     packed = base_of(tmp_path, q__weight=np.zeros((6, 1), np.uint8), q__weight__absmax=np.zeros(3, np.float32))
     adapter = Adapter(targets=(linear("q.weight", 4, 3),))
