@@ -56,7 +56,11 @@ _TABLE = (
 DTYPES: dict[str, Dtype] = {dtype.name: dtype for dtype in _TABLE}
 """Every element type by its safetensors name."""
 
-# The same, by the names and numbers that the others use.
 BY_NUMPY: dict[str, Dtype] = {dtype.numpy: dtype for dtype in _TABLE}
+"""The same by the name of the numpy or ml_dtypes type."""
+
 BY_TORCH: dict[str, Dtype] = {dtype.torch: dtype for dtype in _TABLE}
+"""The same by the attribute of the torch module."""
+
 BY_ONNX: dict[int, Dtype] = {dtype.onnx: dtype for dtype in _TABLE}
+"""The same by the number in onnx.TensorProto.DataType."""
