@@ -10,7 +10,7 @@ from lora_registry.errors import InvalidInputError, NotFoundError, UnsupportedEr
 from lora_registry.format.files import storage_errors
 from loreg_converters._peft.files import CONFIG, PICKLED, WEIGHTS
 
-_PREFIX = 1 << 20  # bytes of a config that sniffing looks at
+_CONFIG_BYTES = 8 << 20  # no config is longer; that it says peft_type may come after a long list
 
 
 class PeftConverter:
@@ -80,7 +80,7 @@ def _is_peft(folder: Path) -> bool:
     if not config.is_file():
         return False
     with config.open("rb") as stream:
-        return b'"peft_type"' in stream.read(_PREFIX)
+        return b'"peft_type"' in stream.read(_CONFIG_BYTES)
 
 
 converter = PeftConverter()

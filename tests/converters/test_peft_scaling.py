@@ -141,6 +141,13 @@ def test_too_many_patterns_are_refused_and_whole_names_are_not_counted() -> None
         Scaling(1, 1, alpha_pattern={f"layer{index}.*q": 1 for index in range(65)}).compiled()
 
 
+def test_patterns_beyond_the_limit_are_not_compiled() -> None:
+    """Each may need thousands of states: the refusal comes before the next one, which is not even a pattern."""
+    patterns = {**{f"layer{index}.*q": 1 for index in range(65)}, "(": 1}
+    with pytest.raises(PatternError, match="too many"):
+        Scaling(1, 1, rank_pattern=patterns).compiled()
+
+
 def test_first_match_wins_between_whole_names_and_patterns() -> None:
     """A whole name is looked up and still waits for the patterns before it."""
     before = Scaling(1, 1, alpha_pattern={"a.b": 2, r"^x\.a\.b": 3}).compiled()

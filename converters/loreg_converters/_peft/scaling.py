@@ -61,15 +61,18 @@ class FirstMatch:
     def __init__(self, patterns: Mapping[str, float]) -> None:
         self._literal: dict[str, tuple[int, float]] = {}
         self._tried: list[tuple[int, SuffixPattern, float]] = []
+        operators = 0
         for index, (key, value) in enumerate(patterns.items()):
             pattern = SuffixPattern(key)
             if pattern.literal is not None:
                 self._literal.setdefault(pattern.literal, (index, value))
             else:
                 self._tried.append((index, pattern, value))
-        operators = sum(not pattern.plain for _, pattern, _ in self._tried)
-        if len(self._tried) > PATTERNS or operators > OPERATOR_PATTERNS:
-            raise PatternError(f"{len(self._tried)} patterns, {operators} of them with operators, are too many")
+                operators += not pattern.plain
+            if len(self._tried) > PATTERNS or operators > OPERATOR_PATTERNS:  # before the next one is compiled
+                raise PatternError(
+                    f"the patterns are too many: at most {PATTERNS}, {OPERATOR_PATTERNS} of them with operators"
+                )
 
     def find(self, name: str) -> float | None:
         """The value for ``name``; None where no pattern matches."""
