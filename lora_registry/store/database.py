@@ -203,6 +203,8 @@ class Database:
         for prefix, make in _KINDS.items():
             if name.startswith(prefix):
                 raise make(self.path, error) from error
+        if str(error).startswith("Could not decode to UTF-8"):  # said by Python, so without a name
+            raise _damaged(self.path, error) from error
         raise error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_adapters import small_adapter
 
-from lora_registry.errors import NotFoundError
+from lora_registry.errors import IntegrityError, NotFoundError
 from lora_registry.registry import Registry
 from lora_registry.store.fsck import RULES
 from lora_registry.store.journal import Journal, JournalContent
@@ -68,6 +68,7 @@ CASES: dict[str, tuple[Callable[[Store, Path], object], set[str]]] = {
     "a holding without a log": (sql("UPDATE holdings SET released = 'yesterday'"), {"S-010"}),
     "an edited event": (sql("UPDATE events SET actor = 'nobody' WHERE sequence = 1"), {"S-011"}),
     "a deleted event": (sql("DELETE FROM events WHERE sequence = 1"), {"S-011"}),
+    "an event that is no text": (sql("UPDATE events SET after = CAST(x'ff' AS TEXT) WHERE sequence = 1"), {"S-009"}),
     "an edited journal": (edit_journal(lambda lines: lines.__setitem__(0, b"{}\n")), {"S-012", "S-013"}),
     "a shortened journal": (edit_journal(lambda lines: lines.pop()), {"S-013"}),
     "a torn journal": (edit_journal(lambda lines: lines.append(b'{"half')), {"S-014"}),
@@ -85,6 +86,16 @@ def test_fsck_finds(registry: Registry, case: str) -> None:
     spoil(Store(registry.root), registry.path("a:1"))
     findings = registry.fsck()
     assert {finding.rule for finding in findings} == expected, findings
+
+
+def test_a_catalogue_that_is_no_text_is_made_again(registry: Registry) -> None:
+    """Bytes that SQLite lets pass as text are damage like any other, which a reindex mends."""
+    registry.push(small_adapter(1), "a:1")
+    sql("UPDATE events SET after = CAST(x'ff' AS TEXT)")(Store(registry.root), registry.root)
+    with pytest.raises(IntegrityError, match="loreg reindex"):
+        registry.log()
+    registry.reindex()
+    assert registry.fsck() == []
 
 
 def test_pushes_meanwhile_are_not_taken_for_an_old_database(
