@@ -82,26 +82,26 @@ def merge_onnx(
     resolutions = resolve(model, adapter, base=checkpoint, tied=tied)
     view = ResolvedBase(model, resolutions)
     confirmed = checkpoint is not None and all(VALUE_MATCH in resolution.rules for resolution in resolutions)
-    fits = fit(adapter, checkpoint if checkpoint is not None and confirmed else view)
-    fits.require(f"adapter and {model.path}", exact=require_exact)
+    fitted = fit(adapter, checkpoint if checkpoint is not None and confirmed else view)
+    fitted.require(f"adapter and {model.path}", exact=require_exact)
 
     inputs = tuple(FileRecord(path.name, path.stat().st_size, Digest.of_file(path)) for path in model.files())
     merging = Merging(model, view)
     for resolution in resolutions:
         merging.apply(resolution)
     identity = content_digest(adapter)
-    merging.patch.annotate(_metadata(model, identity, view, adapter, fits.verdict))
+    merging.patch.annotate(_metadata(model, identity, view, adapter, fitted.verdict))
 
     def receipt_for(saved: Sequence[SavedFile]) -> Receipt:
         return Receipt(
             kind="onnx",
             adapter=identity,
-            verdict=fits.verdict.value,
+            verdict=fitted.verdict.value,
             inputs=inputs,
             outputs=tuple(FileRecord(file.name, file.size, file.digest) for file in saved),
             options={"tied": tied, "require_exact": require_exact, "dtype": None},
             tensors=merging.records(),
-            notes=_notes(resolutions, fits, tied),
+            notes=_notes(resolutions, fitted, tied),
         )
 
     sidecar = (receipt_path(out), lambda saved: receipt_for(saved).encode())
@@ -125,9 +125,9 @@ def _metadata(
     }
 
 
-def _notes(resolutions: Sequence[Resolution], fits: Fit, tied: TiedPolicy) -> tuple[str, ...]:
+def _notes(resolutions: Sequence[Resolution], fitted: Fit, tied: TiedPolicy) -> tuple[str, ...]:
     """Decisions that the options do not tell by themselves."""
-    notes = [str(finding) for finding in fits.findings]
+    notes = [str(finding) for finding in fitted.findings]
     for resolution in resolutions:
         name = resolution.target.name
         if resolution.tied:

@@ -25,14 +25,14 @@ def pin(adapter: Adapter, base: str | Path, *, progress: Progress | None = None)
         InvalidInputError: the adapter does not fit ``base``, or is pinned to other weights.
         UnsupportedError: the adapter says that it needs an editor who knows more.
     """
-    fits, model = hold_against(adapter, Path(base))
+    fitted, model = hold_against(adapter, Path(base))
     pinned = any(target.fingerprint is not None for target in adapter)
-    fits.require(f"adapter and {base}", exact=pinned and any(finding.rule == "M-004" for finding in fits.findings))
+    fitted.require(f"adapter and {base}", exact=pinned and any(finding.rule == "M-004" for finding in fitted.findings))
     assert model is not None  # where not every target was found, the adapter does not fit
     stored = frozenset(model.names())
     prints = {}
-    hashed = Counted(progress, len(fits.matches))
-    for target, name in fits.matches.items():
+    hashed = Counted(progress, len(fitted.matches))
+    for target, name in fitted.matches.items():
         prints[target] = fingerprint(model.array(name if name in stored else model.ties[name]))
         hashed.advance(1)
     return edited(adapter, targets=adapter.with_fingerprints(prints).targets)
