@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,19 @@ def test_reads_either_file_and_named_sub_folders(saved: Path, tmp_path: Path) ->
     shutil.copytree(saved, around / "german")
     with pytest.raises(UnsupportedError, match="several adapters: french, german"):
         converter.read(around)
+
+
+def test_the_type_may_stand_behind_a_long_list(saved: Path) -> None:
+    """A config with an entry for each of many experts is recognized wherever in it ``peft_type`` stands."""
+    config = json.loads((saved / "adapter_config.json").read_bytes())
+    kind = config.pop("peft_type")
+    long = {
+        **config,
+        "exclude_modules": [f"model.layers.{index}.mlp.gate" for index in range(50_000)],
+        "peft_type": kind,
+    }
+    (saved / "adapter_config.json").write_text(json.dumps(long))
+    assert converter.sniff(saved)
 
 
 def test_mlx_config_is_not_peft(tmp_path: Path) -> None:
