@@ -110,7 +110,7 @@ def merge_checkpoint(
             outputs=tuple(outputs),
             options=options,
             tensors=tuple(tensors),
-            notes=_notes(base, fitted, plan, others),
+            notes=_notes(content_digest(adapter), base, fitted, plan, others),
         )
         receipt.write(staging / FOLDER_RECEIPT)
         _publish(base, staging, out, overwrite)
@@ -146,7 +146,10 @@ def _check_room(base: Checkpoint, plan: Plan, others: Companions, out: Path) -> 
     needed = sum(file.size for file in plan.files) + sum((base.path / name).stat().st_size for name in others.copied)
     free = shutil.disk_usage(out.parent).free
     if needed + _SPARE > free:
-        raise MachineError(f"{out} needs {needed:,} bytes, and {out.parent} has {free:,} free; nothing was written")
+        raise MachineError(
+            f"{out} needs {needed:,} bytes, {_SPARE:,} to spare, and {out.parent} has {free:,} free; "
+            "nothing was written"
+        )
 
 
 def _write_others(
@@ -199,7 +202,16 @@ def _rewrite(source: Path, target: Path, document: Mapping[str, Json]) -> tuple[
     return FileRecord(name, len(before), Digest.of(before)), FileRecord(name, len(after), Digest.of(after))
 
 
-def _notes(base: Checkpoint, fitted: Fit, plan: Plan, others: Companions) -> tuple[str, ...]:
+def _adapter_of(base: Checkpoint) -> str | None:
+    """Content digest of the adapter that was merged into ``base``, if a receipt lies there and says so."""
+    try:
+        said = json.loads(receipt_path(base.path).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return said.get("adapter") if isinstance(said, dict) else None
+
+
+def _notes(adapter: Digest, base: Checkpoint, fitted: Fit, plan: Plan, others: Companions) -> tuple[str, ...]:
     said = [
         f"{finding.place}: {finding.message}" if finding.place else finding.message
         for finding in fitted.findings
@@ -210,6 +222,8 @@ def _notes(base: Checkpoint, fitted: Fit, plan: Plan, others: Companions) -> tup
         said.append(f"there is no config.json to say so: set {FLAG} to false where this checkpoint is used")
     if others.left_out:
         said.append(f"left out, because they hold other weights than the merged ones: {', '.join(others.left_out)}")
+    if _adapter_of(base) == str(adapter):
+        said.append("the base is itself the output of a merge with this adapter, whose change it now holds twice")
     if "README.md" in others.copied:
         said.append("README.md is the base's model card, as it was")
     return tuple(said)

@@ -6,6 +6,7 @@ weights of another model, so they are left out, and the receipt says so.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from lora_registry.merge.receipt import FOLDER_RECEIPT
 
 _WEIGHTS = (*PICKLED, ".safetensors", ".gguf", ".onnx", ".onnx_data", ".onnx.data", ".h5", ".msgpack", ".ot", ".tflite")
 _EXPORTS = frozenset({"onnx", "openvino", "coreml", "gguf", "original", "mlx"})
+_OF_TRAINING = re.compile(r"checkpoint-\d+|global_step\d+|runs|wandb")
+"""Folders that Trainer, DeepSpeed and loggers leave in the folder of a model."""
 _OF_ADAPTERS = frozenset({"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"})
 """transformers would load an adapter that lies beside the merged weights, and apply it a second time."""
 
@@ -35,7 +38,8 @@ def find_companions(base: Checkpoint) -> Companions:
     """Sort the other files of a checkpoint's folder into what is copied and what is left out.
 
     Hidden entries are neither: they belong to tools such as git. Folders go along whole, as the modules of
-    a sentence-transformers model do, unless their name says that they hold an export of the same weights.
+    a sentence-transformers model do, unless their name says that they hold an export of the same weights, or the
+    state of a training run.
     """
     copied: list[str] = []
     left_out: list[str] = []
@@ -44,7 +48,7 @@ def find_companions(base: Checkpoint) -> Companions:
         if path.name.startswith(".") or path.name in own:
             continue
         if path.is_dir():
-            if path.name in _EXPORTS or path.is_symlink():
+            if path.name in _EXPORTS or _OF_TRAINING.fullmatch(path.name) or path.is_symlink():
                 left_out.append(f"{path.name}/")
             else:
                 copied += _inside(path, base.path)

@@ -151,7 +151,7 @@ def test_a_disk_that_is_too_small_is_noticed_before(small_disk: Path, adapter: A
     """The message says how much is needed and how much is there; nothing is written."""
     big = tmp_path / "big.safetensors"
     save_file({"w": np.zeros((64, 32), np.float32), "v": np.zeros(5 << 20, np.float32)}, big)
-    with pytest.raises(MachineError, match=r"needs .* bytes, and .* free"):
+    with pytest.raises(MachineError, match=r"needs .* bytes, .* to spare, and .* free"):
         merge_checkpoint(adapter, big, small_disk / "out.safetensors")
     assert list(small_disk.iterdir()) == []
 
@@ -260,3 +260,21 @@ def test_progress_counts_the_bytes_of_the_weights(
     assert seen[0] == (0, size)
     assert seen[-1] == (size, size)
     assert seen == sorted(seen)
+
+
+def test_the_state_of_a_training_run_stays_behind(base: Path, adapter: Adapter, tmp_path: Path) -> None:
+    """Checkpoints of Trainer and DeepSpeed hold gigabytes of other weights; modules of the model go along."""
+    for folder in ("checkpoint-500", "global_step500", "runs", "2_Dense"):
+        (base / folder).mkdir()
+        (base / folder / "model.safetensors").write_bytes(b"weights")
+    receipt = merge_checkpoint(adapter, base, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["2_Dense"]
+    assert any("checkpoint-500/, global_step500/, runs/" in note for note in receipt.notes)
+
+
+def test_merging_twice_is_said(base: Path, adapter: Adapter, tmp_path: Path) -> None:
+    """The output of a merge is a base like any other, but one that holds this adapter's change already."""
+    first = merge_checkpoint(adapter, base, tmp_path / "once")
+    second = merge_checkpoint(adapter, tmp_path / "once", tmp_path / "twice")
+    assert not any("twice" in note for note in first.notes)
+    assert any("holds twice" in note for note in second.notes)
