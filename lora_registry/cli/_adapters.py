@@ -56,7 +56,10 @@ def open_any(source: str, registry_home: str | None, format_name: str | None = N
     if format_name is not None:
         raise UsageError(f"--from says how to read a file or folder, and {source!r} is a reference")
     registry = Registry.open(registry_home)
-    return Opened(registry.load(source), source, path=registry.path(source))
+    try:
+        return Opened(registry.load(source), source, path=registry.path(source))
+    except NotFoundError as error:
+        raise NotFoundError(f"{error}, and no file or folder {source} here") from None
 
 
 def open_path(path: Path, format_name: str | None = None) -> Opened:

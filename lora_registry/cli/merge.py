@@ -77,6 +77,8 @@ def merge(
     with progress(f"merging into {output.name}", unit=unit, quiet=as_json) as advance:
         if into_onnx:
             _refuse(dtype=dtype, allow_new=allow_new)
+            if output.suffix != ".onnx":
+                raise UsageError(f"{output}: the base is an ONNX model, so the output must be called *.onnx")
             from lora_registry.merge.onnx_model import merge_onnx
 
             receipt = merge_onnx(

@@ -79,6 +79,8 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
 def staging_folder(path: Path) -> Iterator[Path]:
     """A new folder beside ``path``, to make files in under their final names; gone at the end, unless renamed."""
     folder = _beside(path)
+    if not path.parent.is_dir():
+        raise NotFoundError(f"no such folder: {path.parent}")
     folder.mkdir()
     try:
         yield folder

@@ -298,3 +298,27 @@ def test_a_registry_that_is_a_file_or_nobodys_home_is_refused(run: Run, tmp_path
     assert run("list", "--registry", path).exit_code == 5
     assert run("list", "--registry", "~nobody-is-called-so/loreg").exit_code == 2
     assert run("show", "~nobody-is-called-so/a").exit_code == 3
+
+
+def test_a_name_that_is_neither_path_nor_reference_says_both(run: Run) -> None:
+    """A mistyped folder is not only reported as missing from the registry."""
+    result = run("push", "nosuch", "a/b:1")
+    assert result.exit_code == 3
+    assert "no file or folder nosuch here" in result.stderr
+
+
+def test_a_missing_folder_is_named_and_not_a_hidden_file(run: Run, tmp_path: Path) -> None:
+    """Nobody asked for the temporary name."""
+    native(tmp_path / "a.loreg.safetensors")
+    result = run("convert", "a.loreg.safetensors", "nodir/peft", "--to", "peft")
+    assert (result.exit_code, result.stderr) == (3, "error: no such folder: nodir\n")
+
+
+def test_an_onnx_base_makes_an_onnx_file(run: Run, tmp_path: Path) -> None:
+    """A folder's name for the output would become a file that no command recognizes."""
+    native(tmp_path / "a.loreg.safetensors")
+    (tmp_path / "base.onnx").write_bytes(b"")
+    result = run("merge", "a.loreg.safetensors", "--base", "base.onnx", "-o", "merged")
+    assert result.exit_code == 2
+    assert r"must be called *.onnx" in result.stderr
+    assert not (tmp_path / "merged").exists()
