@@ -147,7 +147,8 @@ def _unmatched(missing: list[Target], names: frozenset[str]) -> Iterator[Finding
         if any(packed == module or packed.endswith("." + module) for packed in modules):
             yield Finding("M-003", target.name, "the base holds it quantized; merge into the unquantized base")
             continue
-        close = get_close_matches(target.name, names, n=1) if position < _SUGGESTED else []
+        alike = [name for name in names if name.rpartition(".")[2] == target.name.rpartition(".")[2]]
+        close = get_close_matches(target.name, alike, n=1) if position < _SUGGESTED else []
         hint = f"; did you mean {close[0]}" if close else ""
         extra = ", and new tensors were not allowed" if target.kind is Kind.FULL else ""
         yield Finding("M-001", target.name, f"the base has no such tensor{extra}{hint}")

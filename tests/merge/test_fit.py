@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig
 from safetensors.numpy import load_file, save_file
 
-from lora_registry.adapter import Adapter, Kind, Target
+from lora_registry.adapter import Adapter, Kind, Target, Tensor
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
@@ -177,3 +177,12 @@ def test_float16_overflow_is_refused(tmp_path: Path) -> None:
         merge_checkpoint(adapter, path, tmp_path / "out.safetensors")
     merge_checkpoint(adapter, path, tmp_path / "wide.safetensors", dtype="F32")
     assert load_file(tmp_path / "wide.safetensors")["w"].max() == pytest.approx(2e5)
+
+
+def test_a_bias_that_the_base_lacks_is_not_taken_for_a_weight(tiny_dir: Callable[[str], Path]) -> None:
+    """lora_bias on a layer without a bias: nothing else is suggested, since nothing else is meant."""
+    delta = {"delta": Tensor("F32", (4,), bytes(16))}
+    name = "model.layers.0.self_attn.q_proj.bias"
+    target = Target(name=name, kind=Kind.BIAS, layout=("out",), shape=(4,), tensors=delta, scale=1.0)
+    (finding,) = fit(Adapter(targets=(target,)), open_base(tiny_dir("llama-tied"))).findings
+    assert str(finding).endswith("the base has no such tensor")
