@@ -128,7 +128,7 @@ def copy_bytes(source: IO[bytes], target: IO[bytes]) -> None:
     target.flush()
     size = left = os.fstat(source.fileno()).st_size
     try:
-        while left > 0:
+        while left > 0 and hasattr(os, "copy_file_range"):  # Linux
             done = os.copy_file_range(source.fileno(), target.fileno(), min(left, 1 << 30))
             if done == 0:
                 break

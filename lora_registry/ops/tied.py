@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
+
+from lora_registry.errors import UsageError
 
 TiedPolicy: TypeAlias = Literal["untie", "both", "error"]
 """What happens where an adapter changes one of two tied tensors: ``untie`` gives each its own values, which is
 what the unmerged adapter means; ``both`` changes both, which is what PEFT's ``merge_and_unload()`` does;
 ``error`` refuses."""
+
+
+def check_policy(tied: str) -> None:
+    """Refuse a policy that is none: untyped callers would get the default in silence.
+
+    Raises:
+        UsageError: names the policies there are.
+    """
+    if tied not in get_args(TiedPolicy):
+        raise UsageError(f"no policy {tied!r} for tied tensors; there is {', '.join(get_args(TiedPolicy))}")

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch.nn import functional
 
 from lora_registry.adapter import Adapter, Kind, Target
-from lora_registry.errors import UnsupportedError, UsageError
-from lora_registry.ops.tied import TiedPolicy
+from lora_registry.errors import ConflictError, UnsupportedError
+from lora_registry.ops.tied import TiedPolicy, check_policy
 from lora_registry.runtime.change import changed, factors, gain, start
 from lora_registry.runtime.names import named_tensors
 from lora_registry.runtime.resolve import resolve
@@ -35,16 +35,16 @@ class Adapted:
     Raises:
         InvalidInputError: a target matches no tensor of the model, or one of another shape.
         UsageError: there is no such policy for tied tensors.
-        UnsupportedError: a target that cannot be computed beside the weights, or a tie that ``tied`` refuses.
+        ConflictError: a tensor is tied, and ``tied`` is ``error``.
+        UnsupportedError: a target that cannot be computed beside the weights.
     """
 
     def __init__(self, module: Any, adapter: Adapter, *, tied: TiedPolicy = "untie") -> None:
-        if tied not in get_args(TiedPolicy):
-            raise UsageError(f"no policy {tied!r} for tied tensors; there is {', '.join(get_args(TiedPolicy))}")
+        check_policy(tied)
         self._undo: list[Callable[[], None]] = []
         self._unused: set[str] = set()
         names = resolve(adapter.targets, module)
-        others = _ties(module, names, tied)
+        others = _ties(module, adapter.targets, names, tied)
         try:
             with torch.no_grad():
                 for target in adapter.targets:
@@ -105,17 +105,19 @@ def _owner(module: Any, name: str) -> tuple[Any, str]:
     return module.get_submodule(path), attribute
 
 
-def _ties(module: Any, names: dict[str, str], tied: TiedPolicy) -> dict[str, list[str]]:
-    """Target name to the other names of its tensor that must change with it."""
+def _ties(module: Any, targets: tuple[Target, ...], names: dict[str, str], tied: TiedPolicy) -> dict[str, list[str]]:
+    """Target name to the other names of its tensor that must change with it; rows of tokens always do (P-008)."""
     tensors = named_tensors(module)
     result = {}
-    for target, name in names.items():
+    for target in targets:
+        name = names[target.name]
         others = [other for other, tensor in tensors.items() if tensor is tensors[name] and other != name]
         if others and tied == "error":
-            raise UnsupportedError(f"{target} is tied to {others[0]}; say whether to untie them or to change both")
-        if tied == "both" and set(others) & set(names.values()):
-            raise UnsupportedError(f"{target} and {others[0]} are one tensor, and the adapter changes each of them")
-        result[target] = others if tied == "both" else []
+            raise ConflictError(f"{target.name} is tied to {others[0]}; say whether to untie them or to change both")
+        together = tied == "both" or target.kind is Kind.TOKENS
+        if together and set(others) & set(names.values()):
+            raise UnsupportedError(f"{target.name} and {others[0]} are one tensor, and the adapter changes each")
+        result[target.name] = others if together else []
     return result
 
 

@@ -16,8 +16,8 @@ from onnx_models import tensor_of
 from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 
-from lora_registry.adapter import Adapter, Kind, Target
-from lora_registry.errors import InvalidInputError, UnsupportedError, UsageError
+from lora_registry.adapter import Adapter, Kind, Target, Tensor
+from lora_registry.errors import ConflictError, InvalidInputError, UnsupportedError, UsageError
 from lora_registry.runtime.adapted import Adapted
 
 JOBS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -119,10 +119,34 @@ def test_a_tie_may_be_kept() -> None:
 def test_a_tie_may_be_refused() -> None:
     """With ``error`` a target on a tied tensor is refused, and so is a policy that does not exist."""
     adapter = Adapter(targets=(head_target(),))
-    with pytest.raises(UnsupportedError, match=r"lm_head\.weight is tied to model\.embed_tokens\.weight"):
+    with pytest.raises(ConflictError, match=r"lm_head\.weight is tied to model\.embed_tokens\.weight"):
         Adapted(make("llama-tied"), adapter, tied="error")
     with pytest.raises(UsageError, match="no policy 'maybe'"):
         Adapted(make("llama-tied"), adapter, tied="maybe")
+
+
+def test_rows_of_tokens_change_both_uses_of_a_tied_tensor() -> None:
+    """New rows are new for the input and for the output, as PEFT has them (P-008)."""
+    inputs = tiny_models.inputs(make("llama-tied"))
+    rows = sorted({int(inputs["input_ids"][0, 0]), int(inputs["input_ids"][0, 1])})
+    value = torch.linspace(-1, 1, len(rows) * 48).reshape(len(rows), 48)
+    wanted = make("llama-tied")
+    with torch.no_grad():
+        wanted.model.embed_tokens.weight[rows] = value
+    target = Target(
+        name="model.embed_tokens.weight",
+        kind=Kind.TOKENS,
+        layout=("in", "out"),
+        shape=(99, 48),
+        tensors={"value": Tensor("F32", (len(rows), 48), value.numpy().tobytes())},
+        rows=tuple(rows),
+    )
+    module = make("llama-tied")
+    plain = output(module, inputs)
+    with Adapted(module, Adapter(targets=(target,))):
+        assert worst(output(module, inputs), output(wanted, inputs)) < 1e-5
+    assert worst(output(module, inputs), plain) == 0
+    assert worst(output(wanted, inputs), plain) > 1e-2
 
 
 def test_both_ends_of_a_tie_cannot_share_both_changes() -> None:
