@@ -31,7 +31,7 @@ from lora_registry.ops.arrays import Array, round_to
 from lora_registry.ops.change import merged
 from lora_registry.ops.fidelity import Fidelity, measure
 from lora_registry.ops.fingerprint import fingerprint
-from lora_registry.ops.tied import TiedPolicy
+from lora_registry.ops.tied import TiedPolicy, policy_for
 from lora_registry.progress import Progress
 
 ADAPTER_KEY = "loreg.adapter"
@@ -131,7 +131,7 @@ def _notes(resolutions: Sequence[Resolution], fitted: Fit, tied: TiedPolicy) -> 
     for resolution in resolutions:
         name = resolution.target.name
         if resolution.tied:
-            done = "both uses change" if tied == "both" else "only this use changes"
+            done = "both uses change" if policy_for(resolution.target, tied) == "both" else "only this use changes"
             notes.append(f"{name} is tied: it is read as embedding rows and as a matrix; {done}")
         if resolution.open_gemms:
             notes.append(f"{name} was zero and not in the graph; it was added")

@@ -15,7 +15,7 @@ from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.fit import Fit
 from lora_registry.merge.ties import is_shared, second_ties
 from lora_registry.ops.change import check_mergeable
-from lora_registry.ops.tied import TiedPolicy
+from lora_registry.ops.tied import TiedPolicy, policy_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +92,17 @@ class _Changes:
         """Decide where the change of ``target``, whose base tensor is called ``matched``, goes."""
         source = self._base.ties.get(matched, matched)
         output = self._outputs.get(source)
-        if self._tied == "untie" and target.kind is not Kind.TOKENS and is_shared(source):
+        tied = policy_for(target, self._tied)
+        if tied == "untie" and is_shared(source):
             raise UnsupportedError(
                 f"{target.name}: encoder, decoder and head use {source} under names of their own, and a checkpoint "
                 "cannot say that only one of them changes; choose to change all of them (tied: both)"
             )
         if output is None:
             self.by_tensor[matched].append(target)
-        elif target.kind is Kind.TOKENS or self._tied == "both":
+        elif tied == "both":
             self._share(target, source, output)
-        elif self._tied == "error":
+        elif tied == "error":
             raise ConflictError(
                 f"{target.name} is tied: {output} and {source} share their values, and the adapter changes one of "
                 "them; choose to untie them or to change both"

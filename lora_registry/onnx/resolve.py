@@ -36,7 +36,7 @@ from lora_registry.onnx.sites import Read, Site
 from lora_registry.onnx.values import oriented, same_values, swap
 from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.prefix import uniform_prefix
-from lora_registry.ops.tied import TiedPolicy
+from lora_registry.ops.tied import TiedPolicy, policy_for
 
 READS: Mapping[Kind, frozenset[Read]] = {
     Kind.LINEAR: frozenset({Read.MATRIX}),
@@ -134,7 +134,7 @@ class _Resolver:
         acting = agreeing(self._model, acting)
         if self._evidence is not None:
             self._evidence.confirm(target, acting[0])
-        is_tied, carriers = self._carriers(acting)
+        is_tied, carriers = self._carriers(target, acting)
         rules = sorted(set().union(*(candidate.rules for candidate in acting)))
         return Resolution(target, carriers, (), tuple(rules), is_tied)
 
@@ -215,13 +215,14 @@ class _Resolver:
 
     # -- ties -----------------------------------------------------------------------------------------------
 
-    def _carriers(self, acting: Sequence[Candidate]) -> tuple[bool, tuple[Carrier, ...]]:
+    def _carriers(self, target: Target, acting: Sequence[Candidate]) -> tuple[bool, tuple[Carrier, ...]]:
         """Apply the policy for tied tensors, and say which initializers have uses that must not change."""
+        tied = policy_for(target, self._tied)
         chosen = {candidate.name: (candidate.transposed, set(candidate.mine)) for candidate in acting}
         other_role = self._other_role(acting)
-        if other_role and self._tied == "error":
+        if other_role and tied == "error":
             raise RefusalError(TIED, f"{acting[0].name!r} is tied: it is read as embedding rows and as a matrix")
-        if self._tied == "both":
+        if tied == "both":
             for name, site in other_role:
                 transposed, sites = chosen.setdefault(name, (is_transposed_table(site), set()))
                 if transposed != is_transposed_table(site):

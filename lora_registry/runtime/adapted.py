@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import ConflictError, UnsupportedError
-from lora_registry.ops.tied import TiedPolicy, check_policy
+from lora_registry.ops.tied import TiedPolicy, check_policy, policy_for
 from lora_registry.runtime.change import changed, factors, gain, start
 from lora_registry.runtime.names import named_tensors
 from lora_registry.runtime.resolve import resolve
@@ -112,12 +112,12 @@ def _ties(module: Any, targets: tuple[Target, ...], names: dict[str, str], tied:
     for target in targets:
         name = names[target.name]
         others = [other for other, tensor in tensors.items() if tensor is tensors[name] and other != name]
-        if others and tied == "error":
+        policy = policy_for(target, tied)
+        if others and policy == "error":
             raise ConflictError(f"{target.name} is tied to {others[0]}; say whether to untie them or to change both")
-        together = tied == "both" or target.kind is Kind.TOKENS
-        if together and set(others) & set(names.values()):
+        if policy == "both" and set(others) & set(names.values()):
             raise UnsupportedError(f"{target.name} and {others[0]} are one tensor, and the adapter changes each")
-        result[target.name] = others if together else []
+        result[target.name] = others if policy == "both" else []
     return result
 
 

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import tiny_models
 import torch
+from loreg_converters.peft import converter
 from onnx_models import adapter_of, run_torch
 from parity import relative_error
 from peft import LoraConfig
@@ -70,3 +71,18 @@ def test_merging_into_an_exported_folder_equals_peft(
     assert manifest is not None
     changed = {record.target: record.name for record in receipt.tensors}
     assert {target: manifest.tensors[target].initializer for target in changed} == changed
+
+
+def test_rows_of_tokens_change_both_uses_of_a_tied_tensor(tiny_dir: Callable[[str], Path], tmp_path: Path) -> None:
+    """Trained tokens are new at the input and at the output, whatever the policy, as PEFT has them (P-008)."""
+    export_model(tiny_dir("llama-tied"), tmp_path / "base.onnx")
+    config = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [3, 7]})
+    wrapped = make_peft_adapter(tiny_models.llama(), config, tmp_path / "adapter")
+    adapter, _ = converter.read(tmp_path / "adapter")
+    inputs = tiny_models.inputs(wrapped)
+    inputs["input_ids"][0, :2] = torch.tensor([3, 7])
+    for tied in ("untie", "error"):
+        merge_onnx(adapter, tmp_path / "base.onnx", tmp_path / f"{tied}.onnx", tied=tied)
+        session = onnxruntime.InferenceSession(tmp_path / f"{tied}.onnx", providers=["CPUExecutionProvider"])
+        logits = session.run(["logits"], feeds(session, inputs))[0]
+        assert relative_error(logits, run_torch(wrapped, inputs)) <= 1e-5
