@@ -75,6 +75,7 @@ def merge_checkpoint(
         ConflictError: ``out`` exists; or a tied tensor is changed and ``tied`` is ``error``.
         NotAllowedError: ``out`` is the base, or is inside of it.
         InvalidInputError: the adapter does not fit, the base is broken, or a result is not finite.
+        InconclusiveError: nobody knows whether a changed embedding is the head as well.
         UnsupportedError: the base is quantized or pickled, or a change cannot be merged.
         MachineError: there is no room on the disk.
     """

@@ -9,11 +9,11 @@ from math import prod
 
 from lora_registry.adapter import LOW_RANK, Adapter, Kind, Target
 from lora_registry.dtypes import DTYPES
-from lora_registry.errors import ConflictError, UnsupportedError
+from lora_registry.errors import ConflictError, InconclusiveError, UnsupportedError
 from lora_registry.format.container import Entry, encode_header
 from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.fit import Fit
-from lora_registry.merge.ties import is_shared, second_ties
+from lora_registry.merge.ties import is_shared, may_be_tied, second_ties
 from lora_registry.ops.change import check_mergeable
 from lora_registry.ops.tied import TiedPolicy, policy_for
 
@@ -99,6 +99,12 @@ class _Changes:
                 "cannot say that only one of them changes; choose to change all of them (tied: both)"
             )
         if output is None:
+            table = target.kind in (Kind.EMBEDDING, Kind.FULL)
+            if table and tied != "both" and may_be_tied(self._base, self._base.config, matched):
+                raise InconclusiveError(
+                    f"{target.name}: this model has a head, stores none of the shape of {matched}, and loreg does not "
+                    "know whether it is tied to it; choose to change every use (tied: both)"
+                )
             self.by_tensor[matched].append(target)
         elif tied == "both":
             self._share(target, source, output)
@@ -152,6 +158,7 @@ def make_plan(
 
     Raises:
         ConflictError: a tied tensor is changed and ``tied`` is ``error``.
+        InconclusiveError: nobody knows whether a changed embedding is the head as well.
         UnsupportedError: changes meet that cannot be combined, or one cannot be merged at all.
     """
     changes = _Changes(base, tied)

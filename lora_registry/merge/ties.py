@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from math import inf
 
 from lora_registry.adapter import Json
 from lora_registry.ops.base_model import BaseModel
@@ -87,6 +88,28 @@ def _pair(names: frozenset[str], config: Mapping[str, Json]) -> tuple[str, str] 
                 if any(other.startswith(prefix) for other in names) and (not headless or output in names):
                     return name, output
     return None
+
+
+def may_be_tied(base: BaseModel, config: Mapping[str, Json], name: str) -> bool:
+    """Whether the model may use the tensor ``name`` as its head too, by a name that is not known here.
+
+    True for a table as long as the vocabulary, in a model that has a head, says nothing against a tie, and
+    stores no other tensor of the same shape that could be the head.
+    """
+    architectures = config.get("architectures")
+    headed = isinstance(architectures, list) and any(_WITH_HEAD.search(str(each)) for each in architectures)
+    shape = base.shape(name)
+    if not headed or tie_flag(config) is False or len(shape) != 2 or shape[0] < _vocabulary(config):
+        return False
+    return not any(other != name and base.shape(other) == shape for other in base.names())
+
+
+def _vocabulary(config: Mapping[str, Json]) -> float:
+    """Length of the vocabulary; infinite where the configuration does not tell."""
+    for part in (config, config.get("text_config")):
+        if isinstance(part, Mapping) and isinstance(part.get("vocab_size"), int):
+            return int(str(part["vocab_size"]))
+    return inf
 
 
 def second_ties(names: Collection[str]) -> dict[str, str]:

@@ -21,6 +21,8 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
     ElectraConfig,
@@ -31,7 +33,7 @@ from transformers import (
 )
 
 from lora_registry.adapter import Adapter
-from lora_registry.errors import ConflictError, UnsupportedError
+from lora_registry.errors import ConflictError, InconclusiveError, UnsupportedError
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 
@@ -184,3 +186,28 @@ def test_an_embedding_of_encoder_and_decoder_is_not_untied(module: str, tmp_path
     merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", tied="both")
     loaded = BartForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
     np.testing.assert_allclose(_answer(loaded), _answer(merged_model(wrapped)), rtol=1e-3, atol=1e-3)
+
+
+def test_a_tie_that_is_not_known_is_not_guessed(tmp_path: Path) -> None:
+    """A model whose head is nowhere in the checkpoint is not half untied: it is refused, or both uses change."""
+    config = DebertaV2Config(
+        vocab_size=97,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        legacy=False,
+    )
+    torch.manual_seed(0)
+    model = DebertaV2ForMaskedLM(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    lora = LoraConfig(r=2, target_modules=["word_embeddings"])
+    wrapped = make_peft_adapter(model, lora, tmp_path / "peft")
+    adapter, _ = converter.read(tmp_path / "peft")
+    with pytest.raises(InconclusiveError, match=r"word_embeddings\.weight.*tied: both"):
+        merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", tied="both")
+    merged = merged_model(wrapped)
+    again = DebertaV2ForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    np.testing.assert_allclose(logits(again), logits(merged), rtol=1e-5, atol=1e-6)
