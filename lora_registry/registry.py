@@ -330,11 +330,12 @@ class Registry:
 
 
 def _user() -> str:
-    """The user who runs this, by name where there is one."""
+    """The user who runs this, by name where there is one that can be shown."""
     try:
-        return getpass.getuser()
+        name = getpass.getuser()
     except (KeyError, OSError):
-        return f"uid:{os.getuid()}"
+        name = ""
+    return name if name and name.isprintable() else f"uid:{os.getuid()}"
 
 
 def _local(text: str, *, default_tag: str | None = "latest") -> Reference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -214,3 +215,14 @@ def test_nothing_is_made_by_asking(registry: Registry) -> None:
         with pytest.raises(LoregError, match="no registry in"):
             maintain()
     assert not registry.root.exists()
+
+
+@pytest.mark.parametrize("name", ["evil\x1b[31m", "two\nlines"])
+def test_a_user_name_that_cannot_be_shown_is_recorded_as_a_number(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment names the user, and may say anything; the log gets the uid then."""
+    monkeypatch.setenv("LOGNAME", name)
+    registry = Registry(tmp_path / "home")
+    registry.push(small_adapter(1), "a/b:1")
+    assert registry.log()[0].actor == f"uid:{os.getuid()}"
