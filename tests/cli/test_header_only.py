@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from lora_registry.digest import Digest
-from lora_registry.format.container import encode_header, place
+from small_adapters import sparse_adapter
 
 MEBI = 1 << 20
 
@@ -24,24 +21,6 @@ assert result.exit_code == 0, result.output
 read = next(int(line.split()[1]) for line in open("/proc/self/io") if line.startswith("rchar"))
 print(read, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
-
-
-def sparse_adapter(path: Path, side: int) -> Path:
-    """A native file of one target with 128 bytes of factors for each of ``side`` rows; all zero, and not on disk."""
-    tensors = {"w/A": ("F32", (16, side)), "w/B": ("F32", (side, 16))}
-    stated = str(Digest.of(b"not looked at"))
-    record = {
-        "kind": "linear",
-        "layout": ["out", "in"],
-        "shape": [side, side],
-        "scale": 1,
-        "tensors": {"A": stated, "B": stated},
-    }
-    header = encode_header(place(tensors), {"loreg": json.dumps({"loreg": 1, "targets": {"w": record}})})
-    with path.open("wb") as stream:
-        stream.write(header)
-        stream.truncate(len(header) + 128 * side)
-    return path
 
 
 def cost(*arguments: str | Path) -> tuple[int, int]:

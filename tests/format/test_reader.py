@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import safetensors
 from safetensors.numpy import load_file, save_file
+from small_adapters import sparse_adapter
 
 from lora_registry.adapter import Adapter, Kind, Target, Tensor
-from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, NotFoundError
-from lora_registry.format.container import encode_header, open_container, place
+from lora_registry.format.container import open_container
 from lora_registry.format.identity import content_digest
 from lora_registry.format.reader import SUFFIX, check_file, is_native, read_adapter
 from lora_registry.format.writer import write_adapter
@@ -53,20 +53,7 @@ def resident(path: Path) -> int:
 def test_a_gibibyte_is_not_read(tmp_path: Path) -> None:
     """Of a 1 GiB adapter less than 1 MiB is read, by system calls and through the memory map together."""
     side = 1 << 23
-    tensors = {"w/A": ("F32", (16, side)), "w/B": ("F32", (side, 16))}
-    stated = str(Digest.of(b"not looked at"))
-    record = {
-        "kind": "linear",
-        "layout": ["out", "in"],
-        "shape": [side, side],
-        "scale": 1,
-        "tensors": {"A": stated, "B": stated},
-    }
-    header = encode_header(place(tensors), {"loreg": json.dumps({"loreg": 1, "targets": {"w": record}})})
-    path = tmp_path / f"large{SUFFIX}"
-    with path.open("wb") as stream:
-        stream.write(header)
-        stream.truncate(len(header) + (1 << 30))
+    path = sparse_adapter(tmp_path / f"large{SUFFIX}", side)
     before = bytes_read()
     adapter = read_adapter(path)
     digest = content_digest(adapter)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from random import Random
 
 from lora_registry.adapter import Adapter, Base, Kind, Target, Tensor
+from lora_registry.digest import Digest
+from lora_registry.format.container import encode_header, place
 
 
 def small_adapter(seed: int, *, width: int = 4, rank: int = 2, targets: int = 2) -> Adapter:
@@ -33,3 +37,21 @@ def small_adapter(seed: int, *, width: int = 4, rank: int = 2, targets: int = 2)
         base=Base(name="example/base", license="Apache-2.0"),
         info={"title": f"number {seed}", "license": "MIT"},
     )
+
+
+def sparse_adapter(path: Path, side: int) -> Path:
+    """A native file of one target with 128 bytes of factors for each of ``side`` rows; all zero, and not on disk."""
+    tensors = {"w/A": ("F32", (16, side)), "w/B": ("F32", (side, 16))}
+    stated = str(Digest.of(b"not looked at"))
+    record = {
+        "kind": "linear",
+        "layout": ["out", "in"],
+        "shape": [side, side],
+        "scale": 1,
+        "tensors": {"A": stated, "B": stated},
+    }
+    header = encode_header(place(tensors), {"loreg": json.dumps({"loreg": 1, "targets": {"w": record}})})
+    with path.open("wb") as stream:
+        stream.write(header)
+        stream.truncate(len(header) + 128 * side)
+    return path
