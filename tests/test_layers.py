@@ -74,9 +74,12 @@ def test_no_module_is_longer_than_five_hundred_lines() -> None:
     assert not too_long
 
 
-@pytest.mark.parametrize("package", ["audit", "format", "merge", "onnx", "runtime", "store"])
+PACKAGES = [f"lora_registry/{name}" for name in ("audit", "format", "merge", "onnx", "ops", "runtime", "store")]
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "converters/loreg_converters/_peft"])
 def test_the_table_of_a_package_names_its_modules(package: str) -> None:
     """Whoever opens a folder finds every module of it in ``__init__``, and nothing that went."""
-    folder = CHECKOUT / "lora_registry" / package
+    folder = CHECKOUT / package
     named = re.findall(r"^:mod:`~\.(\w+)`", (folder / "__init__.py").read_text("utf-8"), re.MULTILINE)
     assert sorted(named) == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")

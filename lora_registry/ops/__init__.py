@@ -1,1 +1,12 @@
-"""The arithmetic, in numpy: what a target does to its base tensor, and how much of that survived rounding."""
+"""The arithmetic, in numpy: what a target does to its base tensor, and what can be said about the result.
+
+====================== ==================================================================
+:mod:`~.arrays`        tensors as arrays, and one rounding to any dtype
+:mod:`~.change`        W' from W and a target, block by block
+:mod:`~.fidelity`      how much of a change the output dtype kept
+:mod:`~.fingerprint`   identity of a base tensor's values
+:mod:`~.base_model`    what arithmetic and fitting need to know of a base model
+:mod:`~.prefix`        the one prefix between the names of an adapter and of a base
+:mod:`~.tied`          what a merge does to tied tensors
+====================== ==================================================================
+"""
