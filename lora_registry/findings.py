@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from lora_registry.text import printable
+
 
 class Severity(StrEnum):
     """How bad a finding is; declared from bad to mild."""
@@ -35,9 +37,7 @@ class Finding:
     severity: Severity = Severity.ERROR
 
     def __str__(self) -> str:
-        # Places quote names out of strangers' files; escape sequences in them are not for a terminal.
-        place = self.place if self.place.isprintable() else ascii(self.place)[1:-1]
-        where = f" at {place}" if place else ""
+        where = f" at {printable(self.place)}" if self.place else ""  # places quote names out of strangers' files
         return f"{self.rule}{where}: {self.message}"
 
     def to_json(self) -> dict[str, str]:

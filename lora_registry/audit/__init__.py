@@ -12,7 +12,6 @@
 :mod:`~.licenses`       what looks like an SPDX expression
 :mod:`~.privacy`        secrets, paths and people in the metadata
 :mod:`~.base`           what comparing the adapter with a base model said
-:mod:`~.text`           foreign text in messages, made harmless
 :mod:`~.engine`         all of it in one call
 ======================= ================================================================
 

@@ -11,8 +11,17 @@ from collections.abc import Iterator, Mapping
 
 from lora_registry.adapter import Json
 from lora_registry.audit.rules import found
-from lora_registry.audit.text import CONTROL, printable
 from lora_registry.findings import Finding
+from lora_registry.text import printable
+
+CONTROL = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"  # C0 and C1 controls, ESC among them, except tab and line feed
+    r"|\r(?!\n)"  # a carriage return alone overwrites the line before it
+    "|[\u2028\u2029]"  # line and paragraph separators
+    "|[\u202a-\u202e\u2066-\u2069]"  # overrides and isolates that reorder what is read (CVE-2021-42574)
+)
+"""A character that makes a terminal do something other than show text."""
+
 
 # Every repetition is bounded or over one class of characters, so that no text makes a pattern slow.
 _SECRETS: Mapping[str, re.Pattern[str]] = {
@@ -106,20 +115,20 @@ def check_text(place: str, key: str, text: str) -> Iterator[Finding]:
     yield from _secret(place, key, text)
     control = CONTROL.search(text)
     if control:
-        message = f"U+{ord(control[0]):04X} at character {control.start()}: {printable(text)}"
+        message = f"U+{ord(control[0]):04X} at character {control.start()}: {printable(text, 80)}"
         yield found("A-031", place, message)
     path = local_path(text)
     if path:
         user = _USER.search(path)
-        whose = f" (names the user {printable(user[1])})" if user else ""
-        yield found("A-032", place, f"{printable(path)}{whose}")
+        whose = f" (names the user {printable(user[1], 80)})" if user else ""
+        yield found("A-032", place, f"{printable(path, 80)}{whose}")
     if place != _AUTHORS and not place.startswith(f"{_AUTHORS}/") and "@" in text:
         for address in _ADDRESS.finditer(text):
             if address[0].partition("@")[0] not in _NO_PERSON:
-                yield found("A-033", place, printable(address[0]))
+                yield found("A-033", place, printable(address[0], 80))
                 break
     if key.lower() in _ACCOUNT_KEYS and text:
-        yield found("A-034", place, printable(text))
+        yield found("A-034", place, printable(text, 80))
 
 
 def _secret(place: str, key: str, text: str) -> Iterator[Finding]:

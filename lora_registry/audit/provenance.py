@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from lora_registry.adapter import SCALED, Adapter, Json
 from lora_registry.audit.licenses import looks_like_spdx
 from lora_registry.audit.rules import found
-from lora_registry.audit.text import printable
 from lora_registry.convert.report import Report
 from lora_registry.findings import Finding
+from lora_registry.text import printable
 
 
 def check_provenance(adapter: Adapter, report: Report | None) -> Iterator[Finding]:
@@ -41,7 +41,7 @@ def _license(missing: str, place: str, text: Json) -> Iterator[Finding]:
     if not isinstance(text, str) or not text.strip():
         yield found(missing, place, "is not stated")
     elif not looks_like_spdx(text):
-        yield found("A-024", place, f"{printable(text)!r} is no SPDX expression")
+        yield found("A-024", place, f"{printable(text, 80)!r} is no SPDX expression")
 
 
 def _scale(adapter: Adapter) -> Iterator[Finding]:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.audit.rules import found
-from lora_registry.audit.text import counted, listed
 from lora_registry.findings import Finding
+from lora_registry.text import listed, plural
 
 _VOCABULARY = re.compile(
     r"(?:^|\.)(?:embed_tokens|embed_in|embed_out|wte|word_embeddings?|tok_embeddings|token_embedding|lm_head"
@@ -28,10 +28,10 @@ def check_reach(adapter: Adapter) -> Iterator[Finding]:
     yield from _whole(adapter)
     vocabulary = [target.name for target in adapter if _of_vocabulary(target)]
     if vocabulary:
-        yield found("A-011", "targets", f"{counted(len(vocabulary), 'target')}: {listed(vocabulary)}")
+        yield found("A-011", "targets", f"{plural(len(vocabulary), 'target')}: {listed(vocabulary)}")
     routers = [target.name for target in adapter if _ROUTER.search(target.name)]
     if routers:
-        yield found("A-012", "targets", f"{counted(len(routers), 'target')}: {listed(routers)}")
+        yield found("A-012", "targets", f"{plural(len(routers), 'target')}: {listed(routers)}")
 
 
 def _whole(adapter: Adapter) -> Iterator[Finding]:
@@ -46,7 +46,7 @@ def _whole(adapter: Adapter) -> Iterator[Finding]:
         stored = sum(sizes.values())
         names = sorted(sizes, key=lambda name: -sizes[name])
         share = 100.0 * stored / total if total else 0.0
-        what = f"{stored} bytes in {counted(len(sizes), 'tensor')}, {share:.3g} % of the adapter"
+        what = f"{stored} bytes in {plural(len(sizes), 'tensor')}, {share:.3g} % of the adapter"
         message = f"{what}, largest first: {listed(names)}"
         yield found("A-010", "targets", message)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lora_registry.adapter import Json
-from lora_registry.audit.text import counted
 from lora_registry.findings import Finding, Severity
+from lora_registry.text import plural
 
 _ORDER = {severity: position for position, severity in enumerate(Severity)}
 
@@ -68,9 +68,9 @@ class AuditReport:
     @property
     def summary(self) -> str:
         """One line for a person: how many findings of each severity, and how much could not be checked."""
-        counts = [counted(number, severity.value) for severity, number in self._counts()]
+        counts = [plural(number, severity.value) for severity, number in self._counts()]
         found = ", ".join(counts) if counts else "no findings"
-        return f"{found}; {counted(len(self.skipped), 'check')} could not be made" if self.skipped else found
+        return f"{found}; {plural(len(self.skipped), 'check')} could not be made" if self.skipped else found
 
     def _counts(self) -> list[tuple[Severity, int]]:
         """The severities that occur, from bad to mild."""

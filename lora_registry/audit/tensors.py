@@ -13,8 +13,8 @@ from lora_registry.adapter import LOW_RANK, SCALED
 from lora_registry.audit.measure import Measure
 from lora_registry.audit.report import Checked, Skipped
 from lora_registry.audit.rules import found
-from lora_registry.audit.text import counted, listed, printable
 from lora_registry.findings import Finding
+from lora_registry.text import listed, plural, printable
 
 FAMILY = 16
 """Targets that a family needs before one of them can stand out; the same number as adaptersentry 2.0.2."""
@@ -61,15 +61,15 @@ def describe(measures: Sequence[Measure]) -> tuple[list[Checked], list[Skipped]]
     skipped = []
     blind = sum(measure.target.kind in LOW_RANK and not measure.spectra for measure in measures)
     if blind:
-        skipped.append(Skipped("norm and rank", f"not finite: the factors of {counted(blind, 'target')}"))
+        skipped.append(Skipped("norm and rank", f"not finite: the factors of {plural(blind, 'target')}"))
     small = sum(size < FAMILY for size in sizes.values())
     if small:
         skipped.append(
-            Skipped("outlier norms", f"fewer than {FAMILY} members to compare with in {counted(small, 'family')}")
+            Skipped("outlier norms", f"fewer than {FAMILY} members to compare with in {plural(small, 'family')}")
         )
     based = sum(bool({"magnitude", "value"} & set(measure.scans)) for measure in measures)
     if based:
-        why = f"depends on the base's weights where there is a magnitude or a value: {counted(based, 'target')}"
+        why = f"depends on the base's weights where there is a magnitude or a value: {plural(based, 'target')}"
         skipped.append(Skipped("size of the change", why))
     return checked, skipped
 
@@ -102,9 +102,7 @@ def _nothing(measures: Sequence[Measure]) -> Finding:
     reasons = Counter(finding.rule for measure in measures for finding in _zeros(measure))
     words = {"A-003": "B or delta", "A-004": "A", "A-005": "the scale"}
     why = [f"{words[rule]} is zero in {count}" for rule, count in sorted(reasons.items())]
-    message = (
-        f"{counted(len(measures), 'target')}, and all leave the base as it is: {', '.join(why) or 's·B·A is zero'}"
-    )
+    message = f"{plural(len(measures), 'target')}, and all leave the base as it is: {', '.join(why) or 's·B·A is zero'}"
     return found("A-002", "targets", message)
 
 
@@ -152,7 +150,7 @@ def _outliers(name: str, members: Sequence[Measure]) -> Iterator[Finding]:
         distance = abs(value - median)
         if distance > OUTLIER_Z * spread and distance > log(OUTLIER_RATIO):
             factor = f"{exp(min(distance, 700.0)):.3g} times {'above' if value > median else 'below'} the median"
-            message = f"‖ΔW‖ = {exp(value):.3g} is {factor} of the {len(members)} {printable(name)}"
+            message = f"‖ΔW‖ = {exp(value):.3g} is {factor} of the {len(members)} {printable(name, 80)}"
             yield found("A-007", _place(measure), message)
 
 

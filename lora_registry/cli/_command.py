@@ -17,6 +17,7 @@ import click
 
 from lora_registry.errors import InvalidInputError, LoregError, MachineError
 from lora_registry.format.files import from_os_error
+from lora_registry.text import printable
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 TERMINATED = 143  # 128 + SIGTERM
@@ -132,8 +133,3 @@ def _escaped(found: re.Match[str]) -> str:
     if letter.isprintable():
         return letter
     return f"\\u{ord(letter):04x}" if letter <= "\uffff" else json.dumps(letter)[1:-1]
-
-
-def printable(text: str) -> str:
-    """``text`` on one line with control characters made visible: names in foreign files are not to be trusted."""
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from lora_registry.cli._command import json_text, printable
+from lora_registry.cli._command import json_text
 from lora_registry.findings import Finding, Severity
+from lora_registry.text import printable
 
 _COLORS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
@@ -70,8 +71,3 @@ def size(count: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1000
     raise AssertionError
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 target``, ``2 targets``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lora_registry.cli._command import printable
 from lora_registry.progress import Progress
+from lora_registry.text import printable
 
 
 @contextmanager

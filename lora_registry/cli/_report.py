@@ -6,9 +6,9 @@ from itertools import islice
 
 import click
 
-from lora_registry.cli._command import printable
 from lora_registry.convert.report import Outcome, Report
 from lora_registry.errors import UnsupportedError
+from lora_registry.text import printable
 
 _COLORS = {Outcome.KEPT: "green", Outcome.DERIVED: "cyan", Outcome.DROPPED: "yellow"}
 _SHOWN = 12

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from lora_registry.cli._adapters import ADAPTER, open_any
-from lora_registry.cli._command import command, json_option, printable, registry_option
-from lora_registry.cli._output import plural, print_findings, print_json
+from lora_registry.cli._command import command, json_option, registry_option
+from lora_registry.cli._output import print_findings, print_json
 from lora_registry.cli._progress import progress
 from lora_registry.errors import EXIT_FINDINGS
 from lora_registry.findings import Severity
+from lora_registry.text import plural, printable
 
 
 @command(

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from lora_registry.cli._adapters import ADAPTER, open_any
-from lora_registry.cli._command import command, json_option, printable, registry_option
+from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_fields, print_json
 from lora_registry.cli._report import print_report, refuse_losses
 from lora_registry.errors import UsageError
+from lora_registry.text import printable
 
 
 @command(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from lora_registry.cli._command import command, json_option, printable
+from lora_registry.cli._command import command, json_option
 from lora_registry.cli._output import print_fields, print_json
 from lora_registry.cli._progress import status
+from lora_registry.text import printable
 
 
 @command(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from lora_registry.cli._command import command, json_option, registry_option
-from lora_registry.cli._output import plural, print_findings, print_json, size
+from lora_registry.cli._output import print_findings, print_json, size
 from lora_registry.cli._progress import status
 from lora_registry.errors import EXIT_FINDINGS
 from lora_registry.findings import Severity
 from lora_registry.registry import Registry
+from lora_registry.text import plural
 
 
 @command(

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_registry.cli._adapters import ADAPTER, open_any
-from lora_registry.cli._command import command, json_option, printable, registry_option
-from lora_registry.cli._output import plural, print_fields, print_json, size
+from lora_registry.cli._command import command, json_option, registry_option
+from lora_registry.cli._output import print_fields, print_json, size
 from lora_registry.cli._progress import progress
 from lora_registry.errors import UsageError
+from lora_registry.text import plural, printable
 
 if TYPE_CHECKING:
     from lora_registry.merge.receipt import Receipt

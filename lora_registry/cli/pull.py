@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from lora_registry.cli._adapters import ADAPTER
-from lora_registry.cli._command import command, json_option, printable, registry_option
+from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_fields, print_json, size
 from lora_registry.cli._report import print_report
 from lora_registry.registry import Registry
+from lora_registry.text import printable
 
 
 @command(

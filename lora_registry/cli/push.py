@@ -10,10 +10,11 @@ import click
 
 from lora_registry.cli._adapters import ADAPTER, open_any
 from lora_registry.cli._command import command, json_option, registry_option
-from lora_registry.cli._output import plural, print_fields, print_json, size
+from lora_registry.cli._output import print_fields, print_json, size
 from lora_registry.cli._progress import progress
 from lora_registry.cli._report import print_report, refuse_losses
 from lora_registry.registry import Registry
+from lora_registry.text import plural
 
 if TYPE_CHECKING:
     from lora_registry.adapter import Adapter

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_registry.cli._adapters import ADAPTER, open_any
-from lora_registry.cli._command import command, json_option, printable, registry_option
-from lora_registry.cli._output import plural, print_fields, print_json, print_table, size
+from lora_registry.cli._command import command, json_option, registry_option
+from lora_registry.cli._output import print_fields, print_json, print_table, size
 from lora_registry.cli._picture import draw, family
 from lora_registry.cli._report import print_report
+from lora_registry.text import plural, printable
 
 if TYPE_CHECKING:
     from lora_registry.adapter import Adapter, Json, Target

@@ -9,7 +9,6 @@ import pytest
 from lora_registry.adapter import Adapter
 from lora_registry.audit.engine import audit
 from lora_registry.audit.privacy import check_text, local_path, strings
-from lora_registry.audit.text import counted, listed, printable
 from lora_registry.format.document import to_document
 
 RANDOM = "a1B2c3D4" * 8  # secrets are put together here, so that no scanner of repositories takes them for some
@@ -167,12 +166,3 @@ def test_places_are_harmless(clean: Adapter) -> None:
     result = audit(replace(clean, info={**clean.info, "\x1b[2J": {"path": "/home/bob/x"}}))
     assert {finding.rule for finding in result.findings} == {"A-031", "A-032"}
     assert all(finding.place.isprintable() and finding.message.isprintable() for finding in result.findings)
-
-
-def test_text() -> None:
-    """Long text is shortened, lists are counted."""
-    assert printable("x" * 100, 10) == "x" * 9 + "…"
-    assert printable("a\nb\x1b") == "a\\nb\\x1b"
-    assert listed(["a", "b"]) == "a, b"
-    assert listed(list("abcdef"), 2) == "a, b and 4 more"
-    assert (counted(1, "target"), counted(0, "check"), counted(2, "family")) == ("1 target", "0 checks", "2 families")

@@ -52,7 +52,10 @@ def test_equals_peft(job: str, peft_merge, tiny_dir: Callable[[str], Path], tmp_
 
 
 def test_bfloat16_is_the_correctly_rounded_sum(peft_merge, tiny_dir, tmp_path: Path) -> None:
-    """At most one element in ten thousand differs from the rounded float64 sum, and by one unit."""
+    """At most one element in ten thousand differs from the rounded float64 sum, and by one unit.
+
+    The unit is that of the larger of W and W': where they cancel, float32 cannot know the digits of what is left.
+    """
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(tiny_dir("llama-untied"), dtype=torch.bfloat16)
@@ -64,11 +67,12 @@ def test_bfloat16_is_the_correctly_rounded_sum(peft_merge, tiny_dir, tmp_path: P
     for target in adapter:
         assert out.dtype(target.name) == "BF16"
         exact = merged(target, base.array(target.name).astype(np.float64))
-        wanted, actual = round_to(exact, "BF16"), out.array(target.name)
-        units = np.abs(wanted.view(np.int16).astype(int) - actual.view(np.int16).astype(int))
-        assert units.max() <= 1
-        different += int(np.count_nonzero(units))
-        elements += units.size
+        wanted, actual = round_to(exact, "BF16").astype(np.float64), out.array(target.name).astype(np.float64)
+        larger = np.maximum(np.abs(wanted), np.abs(base.array(target.name).astype(np.float64)))
+        unit = 2.0 ** (np.floor(np.log2(larger)) - 7)  # bfloat16 has seven bits after the first
+        assert (np.abs(wanted - actual) <= unit).all()
+        different += int(np.count_nonzero(wanted != actual))
+        elements += wanted.size
     assert different <= 1e-4 * elements
 
 
