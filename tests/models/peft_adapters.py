@@ -24,7 +24,8 @@ def make_peft_adapter(
         seed: the same seed gives the same adapter.
         size: standard deviation of what is added to each trained tensor.
     """
-    with peft_warnings_off():
+    with peft_warnings_off(), torch.random.fork_rng():
+        torch.manual_seed(seed)  # PEFT draws A from the global generator
         wrapped = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
