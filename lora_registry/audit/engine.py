@@ -37,8 +37,8 @@ def audit(
         fit: result of comparing it with a base model (see :mod:`lora_registry.audit.base`); None where no
             base is at hand, which the report says.
         report: of the conversion that made the adapter; its losses become findings.
-        file_findings: what :func:`lora_registry.format.reader.check_file` found in the native file; empty
-            where it found nothing, None where there was no native file, which the report says.
+        file_findings: what is wrong with the framing of the native file; empty where nothing is, as for every
+            file that could be opened; None where there was no native file, which the report says.
         progress: called with the number of targets measured and of all.
     """
     document = to_document(adapter)

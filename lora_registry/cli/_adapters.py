@@ -21,13 +21,11 @@ class Opened:
     Attributes:
         adapter: the adapter; its tensors are read when they are looked at.
         source: what the user typed.
-        path: the native file, where there is one.
-        report: what the conversion did, where there was one.
+        report: what the conversion did; None for a native file, which needs none.
     """
 
     adapter: Adapter
     source: str
-    path: Path | None = None
     report: Report | None = None
 
 
@@ -55,9 +53,8 @@ def open_any(source: str, registry_home: str | None, format_name: str | None = N
         raise NotFoundError(f"no such file or folder: {source}")
     if format_name is not None:
         raise UsageError(f"--from says how to read a file or folder, and {source!r} is a reference")
-    registry = Registry.open(registry_home)
     try:
-        return Opened(registry.load(source), source, path=registry.path(source))
+        return Opened(Registry.open(registry_home).load(source), source)
     except NotFoundError as error:
         raise NotFoundError(f"{error}, and no file or folder {source} here") from None
 
@@ -73,9 +70,9 @@ def open_path(path: Path, format_name: str | None = None) -> Opened:
     from lora_registry.format.reader import is_native, read_adapter
 
     if format_name == "native" or (format_name is None and is_native(path)):
-        return Opened(read_adapter(path), str(path), path=path)
+        return Opened(read_adapter(path), str(path))
     adapter, report = (detect(path) if format_name is None else converter(format_name)).read(path)
-    return Opened(adapter, str(path), report=report)
+    return Opened(adapter, str(path), report)
 
 
 def _known(source: str, registry_home: str | None) -> bool:

@@ -58,17 +58,17 @@ def audit(
     if adapter is None:
         raise click.UsageError("name an ADAPTER, or ask for --rules")
     from lora_registry.audit.engine import audit as examine
-    from lora_registry.format.reader import check_file
 
     opened = open_any(adapter, registry_home, format_name)
-    structure = check_file(opened.path) if opened.path is not None else None
+    # Opening a native file has checked its framing; the audit itself checks the rest, the data's digests included.
+    framing = () if opened.report is None else None
     fit = None
     if base is not None:
         from lora_registry.merge.against import hold_against
 
         fit, _ = hold_against(opened.adapter, base)
     with progress("auditing", unit="targets", quiet=as_json) as advance:
-        report = examine(opened.adapter, file_findings=structure, report=opened.report, fit=fit, progress=advance)
+        report = examine(opened.adapter, file_findings=framing, report=opened.report, fit=fit, progress=advance)
     if as_json:
         print_json({"source": adapter, **report.to_json()})
     else:
