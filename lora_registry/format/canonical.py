@@ -16,6 +16,9 @@ _ESCAPES = {0x08: "\\b", 0x09: "\\t", 0x0A: "\\n", 0x0C: "\\f", 0x0D: "\\r", 0x2
 _TO_ESCAPE = {code: f"\\u{code:04x}" for code in range(0x20)} | _ESCAPES
 
 
+_INTEGER = frozenset({int})
+
+
 class JsonError(ValueError):
     """The text is not I-JSON, or the value has no canonical form."""
 
@@ -53,14 +56,16 @@ def decode(data: bytes | str) -> Json:
     except json.JSONDecodeError as error:
         raise JsonError(f"not JSON at character {error.pos}: {error.msg}") from None
     except RecursionError:
-        raise JsonError(f"nested deeper than {JSON_DEPTH}") from None
-    _check(value, 0)
+        raise _too_deep() from None
+    _check_depth(value)
+    if not text.isascii() or "\\ud" in text or "\\uD" in text:  # else there is no surrogate, escaped or not
+        _check_pairs(value)
     return value  # type: ignore[no-any-return]
 
 
 def is_integers(value: Json) -> TypeGuard[list[int]]:
     """Whether ``value`` is a list of integers; ``true`` is none."""
-    return isinstance(value, list) and all(type(item) is int for item in value)
+    return isinstance(value, list) and _INTEGER.issuperset(map(type, value))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -77,6 +82,8 @@ def _constant(name: str) -> NoReturn:
 
 
 def _integer(digits: str) -> int:
+    if len(digits) < 16:
+        return int(digits)
     if len(digits) > 17 or abs(int(digits)) > SAFE_INTEGER:
         raise JsonError(f"the integer {digits[:24]} is beyond 2**53 - 1")
     return int(digits)
@@ -96,29 +103,46 @@ def _check_float(value: float) -> None:
         raise JsonError(f"the number {value!r} is written as an integer beyond 2**53 - 1")
 
 
-def _check(value: Json, depth: int) -> None:
-    """Refuse depth and lone surrogates, which ``json.loads`` lets through."""
-    if depth > JSON_DEPTH:
-        raise JsonError(f"nested deeper than {JSON_DEPTH}")
-    if isinstance(value, str):
-        _check_text(value)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _check_text(key)
-            _check(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check(item, depth + 1)
+def _too_deep() -> JsonError:
+    return JsonError(f"nested deeper than {JSON_DEPTH}")
+
+
+def _check_depth(value: Json) -> None:
+    """Refuse depth, one level of nesting after the other."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(JSON_DEPTH):
+        if not level:
+            return
+        level = [
+            item
+            for container in level
+            for item in (container.values() if isinstance(container, dict) else container)
+            if isinstance(item, dict | list)
+        ]
+    if any(level):
+        raise _too_deep()
+
+
+def _check_pairs(value: Json) -> None:
+    """Refuse lone surrogates, which ``json.loads`` lets through."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise _half() from None
+
+
+def _half() -> JsonError:
+    return JsonError("a string holds half of a surrogate pair")
 
 
 def _check_text(text: str) -> None:
     if not text.isascii() and any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
-        raise JsonError("a string holds half of a surrogate pair")
+        raise _half()
 
 
 def _text(value: Json, depth: int) -> str:
     if depth > JSON_DEPTH:
-        raise JsonError(f"nested deeper than {JSON_DEPTH}")
+        raise _too_deep()
     match value:
         case None:
             return "null"
