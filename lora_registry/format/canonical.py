@@ -17,6 +17,7 @@ _TO_ESCAPE = {code: f"\\u{code:04x}" for code in range(0x20)} | _ESCAPES
 
 
 _INTEGER = frozenset({int})
+_CONTAINERS = (dict, list)
 
 
 class JsonError(ValueError):
@@ -109,7 +110,7 @@ def _too_deep() -> JsonError:
 
 def _check_depth(value: Json) -> None:
     """Refuse depth, one level of nesting after the other."""
-    level = [value] if isinstance(value, dict | list) else []
+    level = [value] if isinstance(value, _CONTAINERS) else []
     for _ in range(JSON_DEPTH):
         if not level:
             return
@@ -117,7 +118,7 @@ def _check_depth(value: Json) -> None:
             item
             for container in level
             for item in (container.values() if isinstance(container, dict) else container)
-            if isinstance(item, dict | list)
+            if isinstance(item, _CONTAINERS)
         ]
     if any(level):
         raise _too_deep()
