@@ -8,6 +8,9 @@ in logical axis order, s the scale and A, B the factors (Hu et al. 2021, arXiv 2
     b' = b + s · delta                          bias
     W' = value                                  full
     W'[rows] = value                            tokens
+    W' = W + s · (B1·A1) ∘ (B2·A2)              loha   (these three need a feature: spec/extensions.md)
+    W' = W + s · C1 ⊗ C2                        lokr
+    W'.flat[index] = W.flat[index] + s · delta  sparse
 
 Where a target with factors also has a ``value``, the value stands in for W: the change is made on it.
 Nothing here imports a framework: a tensor is a dtype, a shape and a buffer, which is usually a window of
@@ -24,6 +27,7 @@ from typing import TypeAlias
 
 from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
+from lora_registry.segments import Segments
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Layout: TypeAlias = tuple[str, ...]
@@ -39,22 +43,31 @@ class Kind(StrEnum):
     BIAS = "bias"
     FULL = "full"
     TOKENS = "tokens"
+    LOHA = "loha"
+    LOKR = "lokr"
+    SPARSE = "sparse"
 
 
 LOW_RANK = frozenset({Kind.LINEAR, Kind.EMBEDDING, Kind.CONV, Kind.EXPERTS})
 """The kinds whose change is s·B·A."""
 
-SCALED = LOW_RANK | {Kind.BIAS}
+SCALED = LOW_RANK | {Kind.BIAS, Kind.LOHA, Kind.LOKR, Kind.SPARSE}
 """The kinds that have a scale."""
 
+_MATRICES = frozenset({("out", "in"), ("in", "out")})
+_KERNELS = frozenset({("out", "in", "k"), ("out", "in", "k", "k"), ("out", "in", "k", "k", "k")})
+
 LAYOUTS: Mapping[Kind, frozenset[Layout]] = {
-    Kind.LINEAR: frozenset({("out", "in"), ("in", "out")}),
+    Kind.LINEAR: _MATRICES,
     Kind.EMBEDDING: frozenset({("in", "out")}),
-    Kind.CONV: frozenset({("out", "in", "k"), ("out", "in", "k", "k"), ("out", "in", "k", "k", "k")}),
+    Kind.CONV: _KERNELS,
     Kind.EXPERTS: frozenset({("expert", "out", "in"), ("expert", "in", "out")}),
     Kind.BIAS: frozenset({("out",)}),
     Kind.FULL: frozenset({()}),
     Kind.TOKENS: frozenset({("in", "out")}),
+    Kind.LOHA: _MATRICES | _KERNELS,
+    Kind.LOKR: _MATRICES | _KERNELS,
+    Kind.SPARSE: frozenset({()}),
 }
 """The axis orders in which a base model may store the tensor of a target, by kind (rule R-023)."""
 
@@ -111,11 +124,18 @@ class Target:
             bias         delta (out,)                        stored unscaled
             full         value (any shape)                   replaces the base tensor
             tokens       value (len(rows), out)              replaces the named rows
+            loha         A1 (r, in, k…)  B1 (out, r)         and A2, B2 of another rank; optional magnitude, value
+            lokr         C1 (o1, i1)  C2 (o2, i2, k…)        o1·o2 = out, i1·i2 = in; each may be B1·A1, B2·A2
+            sparse       index (n,) I64  delta (n,)          flat positions in stored order, ascending
             ============ =================================== ==========================================
         digests: role to sha256 of the tensor's bytes as the file states them; empty for a target that was
             just made. :meth:`digest` looks here first, so that identity needs no look at the data.
         groups: groups of the second factor of a conv (PEFT's grouped form); 1 everywhere else.
         rows: the row numbers of a tokens target, ascending.
+        length: rows of W' where a tokens target adds rows behind those of the base; None where it adds none.
+        segments: the parts of a fused tensor along its outputs; describes the base, changes nothing.
+        initial: how many of the last ranks are the negated initial factors of an adapter that was trained on
+            a base minus those (PiSSA and its relatives); 0 where there are none. W' does not depend on it.
         fingerprint: digest of the base tensor's values (spec section 9), where the base was at hand.
         extra: fields this version does not know; kept, so that reading and writing back loses nothing.
     """
@@ -128,6 +148,9 @@ class Target:
     scale: float = 1.0
     groups: int = 1
     rows: tuple[int, ...] = ()
+    length: int | None = None
+    segments: Segments | None = None
+    initial: int = 0
     fingerprint: Digest | None = None
     digests: Mapping[str, Digest] = field(default_factory=dict)
     extra: Mapping[str, Json] = field(default_factory=dict)
@@ -157,12 +180,15 @@ class Base:
         name: how people call it, such as ``HuggingFaceTB/SmolLM2-135M-Instruct``; never a local path.
         revision: commit or version of that name.
         license: SPDX expression of the base model's license.
+        view: how the base was quantized while the adapter was trained, such as ``{"scheme": "nf4"}``; empty
+            where it was used as stored, or nobody knows.
         extra: fields this version does not know.
     """
 
     name: str | None = None
     revision: str | None = None
     license: str | None = None
+    view: Mapping[str, Json] = field(default_factory=dict)
     extra: Mapping[str, Json] = field(default_factory=dict)
 
 
@@ -176,7 +202,13 @@ class Adapter:
         info: what people want to know: ``title``, ``description``, ``license`` (SPDX), ``authors``, ``tags``.
         origin: where the content came from: ``format``, ``version`` and the foreign ``config`` as it was,
             so that writing that format again gives back what was read. Provenance, never meaning.
-        requires_read: features without which a reader must not use the file (spec section 12).
+        gate: token ids that switch the adapter on (activated LoRA); empty where it is always on. A gated
+            adapter cannot be merged.
+        tokenizer: ``digest`` of tokenizer.json, ``chat_template`` digest, ``added`` tokens (``id``, ``text``).
+        lineage: ``operation`` and ``parameters`` that made the adapter from its ``parents``.
+        training: ``tool``, ``version``, ``datasets``.
+        requires_read: features without which a reader must not use the file (spec section 12), besides those
+            that a gate and the kinds of the targets need by themselves.
         requires_write: features without which an editor must not change the file.
         extensions: reverse-DNS name to JSON; those named in ``requires_read`` are part of the meaning.
         extra: top-level fields this version does not know.
@@ -186,6 +218,10 @@ class Adapter:
     base: Base = field(default_factory=Base)
     info: Mapping[str, Json] = field(default_factory=dict)
     origin: Mapping[str, Json] = field(default_factory=dict)
+    gate: tuple[int, ...] = ()
+    tokenizer: Mapping[str, Json] = field(default_factory=dict)
+    lineage: Mapping[str, Json] = field(default_factory=dict)
+    training: Mapping[str, Json] = field(default_factory=dict)
     requires_read: frozenset[str] = frozenset()
     requires_write: frozenset[str] = frozenset()
     extensions: Mapping[str, Json] = field(default_factory=dict)

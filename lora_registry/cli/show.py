@@ -13,6 +13,7 @@ from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_fields, print_json, print_table, size
 from lora_registry.cli._picture import draw, family
 from lora_registry.cli._report import print_report
+from lora_registry.format.features import required_features
 from lora_registry.text import plural, printable
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def show(
             ("targets", f"{len(subject)}, of which {_fingerprinted(subject)} with a fingerprint of their base tensor"),
             ("carries", f"{plural(subject.parameters, 'parameter')}, {size(_bytes(subject))}"),
             ("dtypes", ", ".join(_dtypes(subject))),
-            ("requires", ", ".join(sorted(subject.requires_read))),
+            ("requires", ", ".join(required_features(subject))),
             ("extensions", ", ".join(sorted(subject.extensions))),
         ]
     )

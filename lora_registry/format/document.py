@@ -10,11 +10,17 @@ from typing import cast
 
 from lora_registry.adapter import SCALED, Adapter, Base, Json, Kind, Target, Tensor
 from lora_registry.digest import Digest
+from lora_registry.format.features import content_features, required_features
 from lora_registry.format.rules import FORMAT_MAJOR, KEY
+from lora_registry.format.segment_rules import from_record, to_record
 
-_TOP = {KEY, "requires", "base", "info", "origin", "extensions", "targets"}
-_TARGET = {"kind", "layout", "shape", "scale", "tensors", "groups", "rows", "fingerprint"}
-_BASE = {"name", "revision", "license"}
+_DESCRIPTIONS = ("info", "origin", "tokenizer", "lineage", "training", "extensions")
+_TOP = {KEY, "requires", "base", "gate", "targets", *_DESCRIPTIONS}
+_TARGET = {
+    *("kind", "layout", "shape", "scale", "tensors", "fingerprint"),
+    *("groups", "rows", "length", "segments", "initial"),
+}
+_BASE = {"name", "revision", "license", "view"}
 
 
 def tensor_key(target: str, role: str) -> str:
@@ -26,21 +32,27 @@ def to_document(adapter: Adapter) -> dict[str, Json]:
     """The JSON document of ``adapter``; hashes tensors whose digest is not known yet."""
     document: dict[str, Json] = {**adapter.extra, KEY: FORMAT_MAJOR}
     requires: dict[str, Json] = {}
-    if adapter.requires_read:
-        requires["read"] = list[Json](sorted(adapter.requires_read))
+    if features := required_features(adapter):
+        requires["read"] = list[Json](features)
     if adapter.requires_write:
         requires["write"] = list[Json](sorted(adapter.requires_write))
-    base = {"name": adapter.base.name, "revision": adapter.base.revision, "license": adapter.base.license}
     parts: dict[str, dict[str, Json]] = {
         "requires": requires,
-        "base": {**adapter.base.extra, **{key: value for key, value in base.items() if value is not None}},
-        "info": dict(adapter.info),
-        "origin": dict(adapter.origin),
-        "extensions": dict(adapter.extensions),
+        "base": _base_record(adapter.base),
+        "gate": {"tokens": list[Json](adapter.gate)} if adapter.gate else {},
+        **{name: dict(getattr(adapter, name)) for name in _DESCRIPTIONS},
     }
     document.update({key: part for key, part in parts.items() if part})
     document["targets"] = {target.name: target_record(target) for target in adapter}
     return document
+
+
+def _base_record(base: Base) -> dict[str, Json]:
+    texts = {"name": base.name, "revision": base.revision, "license": base.license}
+    record: dict[str, Json] = {**base.extra, **{key: value for key, value in texts.items() if value is not None}}
+    if base.view:
+        record["view"] = dict(base.view)
+    return record
 
 
 def target_record(target: Target) -> dict[str, Json]:
@@ -60,6 +72,12 @@ def target_record(target: Target) -> dict[str, Json]:
         record["groups"] = target.groups
     if target.rows:
         record["rows"] = list[Json](target.rows)
+    if target.length is not None:
+        record["length"] = target.length
+    if target.segments is not None:
+        record["segments"] = to_record(target.segments)
+    if target.initial:
+        record["initial"] = target.initial
     if target.fingerprint is not None:
         record["fingerprint"] = str(target.fingerprint)
     return record
@@ -74,17 +92,25 @@ def from_document(document: Mapping[str, Json], tensors: Mapping[str, Tensor]) -
     """
     base = _object(document.get("base"))
     requires = _object(document.get("requires"))
+    targets = tuple(_target(name, _object(record), tensors) for name, record in _object(document["targets"]).items())
+    gate = tuple(cast("list[int]", _object(document.get("gate")).get("tokens", [])))
+    named = frozenset(cast("list[str]", requires.get("read", [])))
     return Adapter(
-        targets=tuple(_target(name, _object(record), tensors) for name, record in _object(document["targets"]).items()),
+        targets=targets,
         base=Base(
             name=cast("str | None", base.get("name")),
             revision=cast("str | None", base.get("revision")),
             license=cast("str | None", base.get("license")),
+            view=_object(base.get("view")),
             extra={key: value for key, value in base.items() if key not in _BASE},
         ),
+        gate=gate,
         info=_object(document.get("info")),
         origin=_object(document.get("origin")),
-        requires_read=frozenset(cast("list[str]", requires.get("read", []))),
+        tokenizer=_object(document.get("tokenizer")),
+        lineage=_object(document.get("lineage")),
+        training=_object(document.get("training")),
+        requires_read=named - content_features(targets, gate),
         requires_write=frozenset(cast("list[str]", requires.get("write", []))),
         extensions=_object(document.get("extensions")),
         extra={key: value for key, value in document.items() if key not in _TOP},
@@ -98,7 +124,7 @@ def _object(value: Json) -> dict[str, Json]:
 def _target(name: str, record: Mapping[str, Json], tensors: Mapping[str, Tensor]) -> Target:
     digests = {role: Digest.parse(str(text)) for role, text in _object(record["tensors"]).items()}
     shape = cast("list[int] | None", record.get("shape"))
-    fingerprint = record.get("fingerprint")
+    fingerprint, segments = record.get("fingerprint"), record.get("segments")
     return Target(
         name=name,
         kind=Kind(str(record["kind"])),
@@ -108,6 +134,9 @@ def _target(name: str, record: Mapping[str, Json], tensors: Mapping[str, Tensor]
         scale=float(cast("float", record.get("scale", 1.0))),
         groups=cast("int", record.get("groups", 1)),
         rows=tuple(cast("list[int]", record.get("rows", []))),
+        length=cast("int | None", record.get("length")),
+        segments=None if segments is None else from_record(_object(segments)),
+        initial=cast("int", record.get("initial", 0)),
         fingerprint=None if fingerprint is None else Digest.parse(str(fingerprint)),
         digests=digests,
         extra={key: value for key, value in record.items() if key not in _TARGET},

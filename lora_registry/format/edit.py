@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_registry.adapter import Adapter
 from lora_registry.errors import UnsupportedError
-from lora_registry.format.rules import WRITE_FEATURES
+from lora_registry.format.features import WRITE_FEATURES
 
 
 def edited(adapter: Adapter, **fields: Any) -> Adapter:

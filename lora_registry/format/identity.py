@@ -7,23 +7,39 @@ the document states the digest of every tensor.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lora_registry.adapter import Adapter, Json, Target
 from lora_registry.digest import Digest
 from lora_registry.format.canonical import encode
 from lora_registry.format.document import target_record
+from lora_registry.format.features import required_features
 
 _DOMAIN = b"loreg-content-v1\0"
-_MEANING = ("kind", "layout", "shape", "scale", "groups", "rows")
+_ROOT = b"loreg-root-v1\0"
+_MEANING = ("kind", "layout", "shape", "scale", "groups", "rows", "length")
 
 
 def content_digest(adapter: Adapter) -> Digest:
     """sha256 of the canonical JSON of everything in ``adapter`` that carries meaning."""
+    features = required_features(adapter)
     meaning: dict[str, Json] = {
         "targets": {target.name: _meaning(target) for target in adapter},
-        "requires": list[Json](sorted(adapter.requires_read)),
-        "extensions": {name: adapter.extensions[name] for name in adapter.extensions if name in adapter.requires_read},
+        "requires": list[Json](features),
+        "extensions": {name: adapter.extensions[name] for name in adapter.extensions if name in features},
     }
+    if adapter.gate:
+        meaning["gate"] = list[Json](adapter.gate)
     return Digest.of(_DOMAIN, encode(meaning))
+
+
+def root_digest(fingerprints: Mapping[str, Digest]) -> Digest:
+    """Identity of a set of base tensors: all of a model's, or those that an adapter changes.
+
+    sha256 of the domain and the canonical JSON of name to fingerprint (spec section 9). It is derived and
+    never stored, because it says nothing that the fingerprints do not say.
+    """
+    return Digest.of(_ROOT, encode({name: str(fingerprint) for name, fingerprint in fingerprints.items()}))
 
 
 def _meaning(target: Target) -> dict[str, Json]:

@@ -13,13 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_registry.adapter import Adapter, Base, Kind, Layout, Target, Tensor
+from lora_registry.adapter import LOW_RANK, SCALED, Adapter, Base, Kind, Layout, Target, Tensor
 from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
 from lora_registry.format.identity import content_digest
 from lora_registry.format.limits import SAFE_INTEGER
 from lora_registry.format.reader import check_file, read_adapter
+from lora_registry.format.target_rules import OPTIONAL
 from lora_registry.format.writer import encode_adapter, write_adapter
+from lora_registry.segments import Rope, Segment, Segments
 
 FLOATING = sorted(name for name, dtype in DTYPES.items() if dtype.floating)
 NAMES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=20)
@@ -30,6 +32,10 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-SAFE_INTEGER, SAFE_INTEGER) | FLOATS | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
+)
+TARGET_FIELDS = (
+    *("kind", "layout", "shape", "scale", "tensors", "fingerprint"),
+    *("groups", "rows", "length", "segments", "initial"),
 )
 DIGESTS = st.binary(min_size=1, max_size=4).map(Digest.of)
 
@@ -48,12 +54,47 @@ def tensors(draw: st.DrawFn, *shape: int, dtypes: list[str] = FLOATING) -> Tenso
 
 
 @st.composite
+def segments(draw: st.DrawFn, out: int) -> Segments:
+    """Segments that fill ``out`` outputs."""
+    first = draw(st.integers(0, out))
+    lengths = [length for length in (first, out - first) if length]
+    parts = tuple(
+        Segment(draw(TEXT.filter(bool)) + str(index), length, draw(st.sampled_from([None, *ropes(length)])))
+        for index, length in enumerate(lengths)
+    )
+    return Segments(parts, draw(st.sampled_from([n for n in range(1, out + 1) if all(x % n == 0 for x in lengths)])))
+
+
+def ropes(length: int) -> list[Rope]:
+    """The rotary orders of a segment with one head."""
+    return [Rope(length, "halves", length), Rope(length, "pairs", 2)] if length % 2 == 0 else []
+
+
+@st.composite
+def composed(draw: st.DrawFn, kind: Kind) -> tuple[Layout, tuple[int, ...], dict[str, Tensor]]:
+    """Layout, shape and tensors of a target whose kind is no part of the core."""
+    out, inner, rank, other = (draw(LENGTHS) for _ in range(4))
+    if kind is Kind.SPARSE:
+        return (), (out, inner), {"index": Tensor("I64", (1,), bytes(8)), "delta": draw(tensors(1))}
+    kernel = tuple(draw(st.lists(LENGTHS, max_size=3)))
+    layout = ("out", "in", *("k" for _ in kernel))
+    second = {"A2": draw(tensors(rank, inner, *kernel)), "B2": draw(tensors(out, rank))}
+    if kind is Kind.LOHA:
+        first = {"A1": draw(tensors(other, inner, *kernel)), "B1": draw(tensors(out, other))}
+        return layout, (out, inner, *kernel), first | second
+    if draw(st.booleans()):
+        second = {"C2": draw(tensors(out, inner, *kernel))}
+    return layout, (out * 2, inner * 3, *kernel), {"C1": draw(tensors(2, 3))} | second
+
+
+@st.composite
 def targets(draw: st.DrawFn, name: str) -> Target:
     """A target of any kind that breaks no rule."""
     kind = draw(st.sampled_from(Kind))
     out, inner, rank, experts = (draw(LENGTHS) for _ in range(4))
     groups = 1
     rows: tuple[int, ...] = ()
+    length: int | None = None
     layout: Layout
     shape: tuple[int, ...] | None
     match kind:
@@ -86,23 +127,33 @@ def targets(draw: st.DrawFn, name: str) -> Target:
         case Kind.TOKENS:
             rows = tuple(sorted(draw(st.sets(st.integers(0, 9), min_size=1, max_size=3))))
             layout, shape = ("in", "out"), draw(st.sampled_from([None, (10, out)]))
+            if shape is not None and draw(st.booleans()):
+                length = 12
+                rows = (*(row for row in rows if row < 10), 10, 11)
             roles = {"value": draw(tensors(len(rows), out, dtypes=sorted(DTYPES)))}
-    if kind in {Kind.LINEAR, Kind.EMBEDDING, Kind.CONV} and draw(st.booleans()):
+        case _:
+            layout, shape, roles = draw(composed(kind))
+            out = shape[0]
+    if "magnitude" in OPTIONAL.get(kind, ()) and draw(st.booleans()):
         roles["magnitude"] = draw(tensors(out))
-    if "A" in roles and draw(st.booleans()):
+    if "value" in OPTIONAL.get(kind, ()) and draw(st.booleans()):
         assert shape is not None
         roles["value"] = draw(tensors(*shape))
+    fused = kind in {Kind.LINEAR, Kind.EXPERTS, Kind.BIAS, Kind.LOKR, Kind.LOHA} and draw(st.booleans())
     return Target(
         name=name,
         kind=kind,
         layout=layout,
         shape=shape,
         tensors=roles,
-        scale=draw(FLOATS) if "A" in roles or "delta" in roles else 1.0,
+        scale=draw(FLOATS) if kind in SCALED else 1.0,
         groups=groups,
         rows=rows,
+        length=length,
+        segments=draw(segments(out)) if fused else None,
+        initial=draw(st.integers(0, rank - 1)) if kind in LOW_RANK else 0,
         fingerprint=draw(st.none() | DIGESTS),
-        extra=draw(unknown("kind", "layout", "shape", "scale", "tensors", "groups", "rows", "fingerprint")),
+        extra=draw(unknown(*TARGET_FIELDS)),
     )
 
 
@@ -116,13 +167,23 @@ def adapters(draw: st.DrawFn) -> Adapter:
             name=draw(st.none() | TEXT),
             revision=draw(st.none() | TEXT),
             license=draw(st.none() | TEXT),
-            extra=draw(unknown("name", "revision", "license")),
+            view=draw(st.sampled_from([{}, {"scheme": "nf4", "block": 64}])),
+            extra=draw(unknown("name", "revision", "license", "view")),
         ),
         info=draw(unknown("title", "license")),
         origin=draw(unknown()),
         requires_write=draw(st.frozensets(st.sampled_from(["a", "b.c", "d-e"]))),
         extensions=draw(st.dictionaries(st.sampled_from(["com.example", "x-1.y"]), st.dictionaries(TEXT, JSON))),
-        extra=draw(unknown("loreg", "requires", "base", "info", "origin", "extensions", "targets")),
+        gate=draw(st.sampled_from([(), (3, 1, 2)])),
+        tokenizer=draw(st.sampled_from([{}, {"added": [{"id": 7, "text": "<tool>", "special": True}]}])),
+        lineage=draw(st.sampled_from([{}, {"operation": "combine", "parameters": {"weights": [1, 0.5]}}])),
+        training=draw(st.sampled_from([{}, {"tool": "x", "datasets": [{"name": "y"}]}])),
+        extra=draw(
+            unknown(
+                *("loreg", "requires", "base", "info", "origin", "extensions", "targets"),
+                *("gate", "tokenizer", "lineage", "training"),
+            )
+        ),
     )
 
 

@@ -153,7 +153,7 @@ BROKEN: list[tuple[str, str, Break]] = [
     ("R-020", "targets as a list", no_targets(targets=[1])),
     ("R-020", "targets missing", no_targets()),
     ("R-021", "an empty name", lambda draft: draft.rename(FULL, "")),
-    ("R-022", "an unknown kind", of(LINEAR, kind="loha")),
+    ("R-022", "an unknown kind", of(LINEAR, kind="lora")),
     ("R-022", "no kind", without(LINEAR, "kind")),
     ("R-022", "a kind that is null", of(LINEAR, kind=None)),
     ("R-023", "axes in an order that the kind does not have", of(EMBEDDING, layout=["out", "in"])),
