@@ -22,7 +22,7 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, NotFoundError
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import JsonError, decode, encode, is_integers
-from lora_registry.format.files import from_os_error, open_file
+from lora_registry.format.files import Opener, from_os_error, open_file
 from lora_registry.format.limits import AXES, AXIS_LENGTH, HEADER_BYTES, TENSORS
 
 METADATA = "__metadata__"
@@ -42,8 +42,9 @@ class Entry:
 class Container:
     """An open safetensors file whose header has been checked and whose data has not been read.
 
-    Tensors are windows of one memory map. The map lives as long as a window does, so that a container may
-    be closed, or forgotten, while tensors of it are in use.
+    Tensors are windows of one memory map, which is of the very file whose header was read, whatever has taken
+    its name since. The map lives as long as a window does, so that a container may be closed, or forgotten,
+    while tensors of it are in use.
 
     Attributes:
         path: the file.
@@ -53,20 +54,26 @@ class Container:
         data_start: offset of the data section in the file.
     """
 
-    def __init__(self, path: Path, header: bytes, metadata: dict[str, str], entries: dict[str, Entry]) -> None:
+    def __init__(
+        self, path: Path, header: bytes, metadata: dict[str, str], entries: dict[str, Entry], file: mmap.mmap
+    ) -> None:
         self.path = path
         self.header_bytes = header
         self.metadata = metadata
         self.entries = entries
         self.data_start = 8 + len(header)
-        self._map: memoryview | None = None
+        self._map: memoryview | None = memoryview(file)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor called ``name``, as a window of the file; KeyError where there is none."""
+        """The tensor called ``name``, as a window of the file.
+
+        Raises:
+            KeyError: there is none of that name.
+            ValueError: the container has been closed.
+        """
         entry = self.entries[name]
         if self._map is None:
-            with open_file(self.path) as stream:
-                self._map = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+            raise ValueError(f"{self.path} has been closed")
         window = self._map[self.data_start + entry.begin : self.data_start + entry.end]
         return Tensor(entry.dtype, entry.shape, window)
 
@@ -79,8 +86,12 @@ class Container:
         self._map = None
 
 
-def open_container(path: Path) -> Container:
+def open_container(path: Path, opener: Opener = open_file) -> Container:
     """Open a safetensors file: read its header and check it against the file's size.
+
+    Args:
+        path: the file.
+        opener: opens it; the stream is asked for its size, the header, and its descriptor to map it by.
 
     Raises:
         NotFoundError: there is no such file.
@@ -88,7 +99,7 @@ def open_container(path: Path) -> Container:
         InvalidInputError: no regular file, or it breaks one of R-001 to R-008, or R-010; carries every finding.
     """
     try:
-        with open_file(path) as stream:
+        with opener(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
@@ -99,6 +110,7 @@ def open_container(path: Path) -> Container:
             if length > size - 8:
                 raise _broken(path, "R-001", f"truncated: the header needs {length} bytes, {size - 8} are left")
             header = stream.read(length)
+            file = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # reads nothing
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"no such file: {path}") from None
     except IsADirectoryError:
@@ -108,7 +120,7 @@ def open_container(path: Path) -> Container:
     metadata, entries, findings = parse_header(header, size - 8 - length)
     if findings:
         raise InvalidInputError.from_findings(str(path), findings)
-    return Container(path, header, metadata, entries)
+    return Container(path, header, metadata, entries, file)
 
 
 def _broken(path: Path, rule: str, message: str) -> InvalidInputError:

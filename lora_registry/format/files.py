@@ -7,10 +7,10 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 from lora_registry.errors import (
     ConflictError,
@@ -26,6 +26,9 @@ _FULL = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is too big",
 }
+
+Opener: TypeAlias = Callable[[Path], IO[bytes]]
+"""How a file is opened to be read: :func:`open_file`, or one that also counts, traces or restricts."""
 
 
 def open_file(path: Path) -> IO[bytes]:

@@ -11,6 +11,7 @@ from lora_registry.findings import Finding
 from lora_registry.format.canonical import JsonError, decode
 from lora_registry.format.container import Container, open_container
 from lora_registry.format.document import from_document
+from lora_registry.format.files import Opener, open_file
 from lora_registry.format.rules import KEY, check_document
 
 SUFFIX = ".loreg.safetensors"
@@ -27,14 +28,18 @@ def is_native(path: Path) -> bool:
         return path.name.endswith(SUFFIX)  # a broken native file deserves its findings, not "unknown format"
 
 
-def read_adapter(path: Path) -> Adapter:
+def read_adapter(path: Path, opener: Opener = open_file) -> Adapter:
     """Read a native file. Only the header is read; the tensors are windows of a memory map.
+
+    Args:
+        path: the file.
+        opener: opens it, once; it may count what is read.
 
     Raises:
         NotFoundError: there is no such file.
         InvalidInputError: the file breaks a rule that can be seen without the data; carries every finding.
     """
-    container = open_container(path)
+    container = open_container(path, opener)
     document, findings = _document(container)
     if findings:
         raise InvalidInputError.from_findings(str(path), findings)

@@ -137,6 +137,27 @@ def test_sound_file(tmp_path: Path) -> None:
     assert (tensor.dtype, tensor.shape, bytes(tensor.data)) == ("F32", (2,), b"abcdefgh")
 
 
+def test_a_file_that_takes_the_name_is_another(tmp_path: Path) -> None:
+    """Tensors are those of the file whose header was read, also when another one has its name by now."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(one(b"\1" * 8))
+    container = open_container(path)
+    other = tmp_path / "b.safetensors"
+    other.write_bytes(one(b"\2" * 8))
+    other.replace(path)
+    assert bytes(container.tensor("t").data) == b"\1" * 8
+
+
+def test_a_closed_container_has_no_tensors(tmp_path: Path) -> None:
+    """After the block it refuses to give a tensor, instead of reading what has the name now."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(SOUND)
+    with open_container(path) as container:
+        pass
+    with pytest.raises(ValueError, match="closed"):
+        container.tensor("t")
+
+
 def test_empty_tensors_are_sound_in_foreign_files(tmp_path: Path) -> None:
     """safetensors allows empty tensors; only native files do not (R-038)."""
     path = tmp_path / "empty.safetensors"
