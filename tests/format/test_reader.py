@@ -10,6 +10,7 @@ import ml_dtypes  # noqa: F401  (gives numpy the bfloat16 that the reference lib
 import numpy as np
 import pytest
 import safetensors
+from reading_cost import resident
 from safetensors.numpy import load_file, save_file
 from small_adapters import sparse_adapter
 
@@ -36,17 +37,6 @@ def bytes_read() -> int:
     """Bytes that this process has asked the system to read so far."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["rchar"])
-
-
-def resident(path: Path) -> int:
-    """Bytes of the memory maps of ``path`` that are in memory."""
-    total, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split(" ")[0]:
-            inside = line.endswith(str(path))
-        elif inside and line.startswith("Rss:"):
-            total += int(line.split()[1]) * 1024
-    return total
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="counts bytes through /proc")
