@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from lora_registry.adapter import Adapter, Json, Target
 from lora_registry.audit.report import Checked, Skipped
 from lora_registry.findings import Finding
+from lora_registry.format.data_rules import check_data
 from lora_registry.format.document import tensor_key
-from lora_registry.format.reader import check_data
 from lora_registry.format.rules import check_document
 
 _DATA = "R-035"  # bytes that differ from their digest are still numbers of the right shape

@@ -5,6 +5,7 @@
 :mod:`~.canonical`      JSON with one spelling
 :mod:`~.document`       the adapter's metadata as one JSON document, and back
 :mod:`~.rules`          every checkable rule with its id in the specification
+:mod:`~.data_rules`     the rules that only the data can break
 :mod:`~.identity`       the content digest
 :mod:`~.reader`         native file to adapter, lazily
 :mod:`~.writer`         adapter to canonical bytes

@@ -10,6 +10,7 @@ from lora_registry.errors import InvalidInputError, NotAllowedError
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import JsonError, decode
 from lora_registry.format.container import Container, open_container
+from lora_registry.format.data_rules import check_data
 from lora_registry.format.document import from_document
 from lora_registry.format.files import Opener, open_file
 from lora_registry.format.rules import KEY, check_document
@@ -57,16 +58,6 @@ def check_file(path: Path) -> list[Finding]:
     except InvalidInputError as error:
         return list(error.findings) or [Finding("R-001", "file", str(error))]
     return check_data(adapter)
-
-
-def check_data(adapter: Adapter) -> list[Finding]:
-    """R-035 for every tensor whose digest is stated. Reads all of the data."""
-    return [
-        Finding("R-035", f"targets/{target.name}/tensors/{role}", f"the bytes do not have the digest {stated}")
-        for target in adapter
-        for role, stated in target.digests.items()
-        if role in target.tensors and target.tensors[role].digest() != stated
-    ]
 
 
 def _document(container: Container) -> tuple[Mapping[str, Json], list[Finding]]:

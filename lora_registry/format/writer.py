@@ -14,10 +14,10 @@ from lora_registry.errors import InvalidInputError
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import JsonError, encode
 from lora_registry.format.container import encode_tensors
+from lora_registry.format.data_rules import check_data
 from lora_registry.format.document import tensor_key, to_document
 from lora_registry.format.files import atomic_write
 from lora_registry.format.limits import HEADER_BYTES, TENSORS
-from lora_registry.format.reader import check_data
 from lora_registry.format.rules import KEY, check_document
 
 
