@@ -15,12 +15,14 @@ import pytest
 
 from lora_registry import errors
 from lora_registry.adapter import LAYOUTS, Kind, Target, Tensor
+from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import LoregError
-from lora_registry.format import limits, rules
+from lora_registry.format import features, limits, rules, target_rules
 from lora_registry.format.container import encode_tensors
-from lora_registry.format.identity import content_digest
+from lora_registry.format.identity import content_digest, root_digest
 from lora_registry.format.reader import SUFFIX, check_file, read_adapter
+from lora_registry.format.segment_rules import from_record
 from lora_registry.ops.arrays import from_array
 from lora_registry.ops.change import merged
 from lora_registry.ops.fingerprint import fingerprint
@@ -28,14 +30,16 @@ from lora_registry.ops.fingerprint import fingerprint
 SPEC = Path(__file__).parent.parent / "spec"
 FORMAT = SPEC / "adapter-format.md"
 TEXT = FORMAT.read_text(encoding="utf-8")
+EXTENSIONS = (SPEC / "extensions.md").read_text(encoding="utf-8")
+NOTHING: frozenset[str] = frozenset()
 RULE = re.compile(r"^\*\*([RP]-\d{3})\*\* (.*)$", re.MULTILINE)
 FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 KEYWORD = re.compile(r"\b(MUST|SHOULD|MAY|REQUIRED|OPTIONAL)\b")
 
 
-def fences(tag: str) -> list[tuple[str, Any]]:
+def fences(tag: str, text: str = TEXT) -> list[tuple[str, Any]]:
     """The examples whose tag begins with ``tag``: what follows a colon in the tag, and the JSON."""
-    found = [match for match in FENCE.findall(TEXT) if match[1].partition(":")[0] == tag]
+    found = [match for match in FENCE.findall(text) if match[1].partition(":")[0] == tag]
     return [(label.partition(":")[2], json.loads(body)) for _, label, body in found]
 
 
@@ -46,9 +50,9 @@ def prose() -> Iterator[str]:
             yield line
 
 
-def table(*header: str) -> list[list[str]]:
+def table(*header: str, text: str = TEXT) -> list[list[str]]:
     """The rows of the table with this header, as cells."""
-    lines = TEXT.splitlines()
+    lines = text.splitlines()
     start = lines.index(f"| {' | '.join(header)} |")
     rows: list[list[str]] = []
     for line in lines[start + 2 :]:
@@ -82,8 +86,8 @@ def test_rules_are_those_of_the_code() -> None:
 
 
 def test_processing_rules_are_numbered() -> None:
-    """P rules are defined in order and without a gap."""
-    defined = [rule for rule, _ in RULE.findall(TEXT) if rule.startswith("P")]
+    """P rules are defined once each, and no number is left out."""
+    defined = sorted(rule for rule, _ in RULE.findall(TEXT) if rule.startswith("P"))
     assert defined == [f"P-{number:03}" for number in range(1, len(defined) + 1)]
 
 
@@ -165,16 +169,26 @@ def test_table_of_kinds() -> None:
             frozenset(code(required)),
             frozenset(code(optional)),
         )
-        for kind, layouts, required, optional in table("kind", "layouts", "required roles", "optional roles")
+        for text in (TEXT, EXTENSIONS)
+        for kind, layouts, required, optional in table("kind", "layouts", "required roles", "optional roles", text=text)
     }
     assert stated == {
-        kind: (LAYOUTS[kind], rules._REQUIRED[kind], rules._OPTIONAL.get(kind, frozenset())) for kind in Kind
+        kind: (LAYOUTS[kind], frozenset.union(*target_rules.REQUIRED[kind]), target_rules.OPTIONAL.get(kind, NOTHING))
+        for kind in Kind
     }
 
 
 def test_table_of_meanings() -> None:
     """Every kind has a line that says what it means."""
-    assert [code(row[0])[0] for row in table("kind", "result", "factors and other tensors")] == list(Kind)
+    core = table("kind", "result", "factors and other tensors")
+    registered = table("kind", "result", "tensors", text=EXTENSIONS)
+    assert [code(row[0])[0] for row in (*core, *registered)] == list(Kind)
+
+
+def test_table_of_features() -> None:
+    """The features of the register are those of the code."""
+    stated = table("name", "what it is", "in `requires.read`", "since", text=EXTENSIONS)
+    assert {code(row[0])[0] for row in stated if row[2] == "yes"} == features.FEATURES
 
 
 def test_table_of_element_types() -> None:
@@ -236,7 +250,7 @@ def made(example: dict[str, Any], path: Path) -> Path:
 def test_every_example_has_a_tag() -> None:
     """All JSON in the text is executed by one of the tests below."""
     tags = {label.partition(":")[0] for kind, label, _ in FENCE.findall(TEXT) if kind == "json"}
-    assert tags == {"r=valid", "r=invalid", "r=fingerprint", "r=change"}
+    assert tags == {"r=valid", "r=invalid", "r=fingerprint", "r=root", "r=probe", "r=rows", "r=change"}
 
 
 @pytest.mark.parametrize("example", [example for _, example in fences("r=valid")])
@@ -267,7 +281,23 @@ def test_fingerprint_example(example: dict[str, Any]) -> None:
     assert str(fingerprint(array)) == example["fingerprint"]
 
 
-@pytest.mark.parametrize("example", fences("r=change")[0][1], ids=lambda example: example["kind"])
+def test_root_example() -> None:
+    """The root digest in the text is that of the code."""
+    [(_, example)] = fences("r=root")
+    stated = {name: Digest.parse(text) for name, text in example["fingerprints"].items()}
+    assert str(root_digest(stated)) == example["root"]
+
+
+@pytest.mark.parametrize("example", fences("r=rows")[0][1])
+def test_rows_example(example: dict[str, Any]) -> None:
+    """The rows of the segments in the text are those of the code."""
+    assert from_record(example["segments"]).rows() == example["rows"]
+
+
+CHANGES = [example for text in (TEXT, EXTENSIONS) for example in fences("r=change", text)[0][1]]
+
+
+@pytest.mark.parametrize("example", CHANGES, ids=lambda example: example["kind"])
 def test_change_example(example: dict[str, Any]) -> None:
     """The changes in the text are what the code computes."""
 
@@ -282,7 +312,9 @@ def test_change_example(example: dict[str, Any]) -> None:
         scale=example.get("scale", 1.0),
         rows=tuple(example.get("rows", ())),
         tensors={
-            role: from_array(array(role)) for role in ("A", "B", "magnitude", "delta", "value") if role in example
+            role: from_array(array(role).astype(np.int64 if role == "index" else np.float32))
+            for role in target_rules.ROLES
+            if role in example
         },
     )
     np.testing.assert_allclose(merged(target, array("base")), array("result"), rtol=1e-6)
@@ -290,7 +322,7 @@ def test_change_example(example: dict[str, Any]) -> None:
 
 def test_every_kind_has_a_change_example() -> None:
     """No kind is without numbers to try an implementation on."""
-    assert {example["kind"] for example in fences("r=change")[0][1]} == set(Kind)
+    assert {example["kind"] for example in CHANGES} == set(Kind)
 
 
 # The decisions
