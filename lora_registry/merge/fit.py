@@ -16,7 +16,7 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InconclusiveError, InvalidInputError, UnsupportedError
 from lora_registry.findings import Finding, Severity
 from lora_registry.ops.base_model import BaseModel
-from lora_registry.ops.fingerprint import fingerprint
+from lora_registry.ops.fingerprint import target_fingerprint
 from lora_registry.ops.prefix import Prefix, uniform_prefix
 
 _QUANTIZED_BESIDE = ("absmax", "quant_state", "qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB")
@@ -199,7 +199,7 @@ def _compare_elements(target: Target, dtype: str) -> Finding | None:
 
 
 def _weights(target: Target, stored: str, base: BaseModel) -> list[Finding]:
-    actual = fingerprint(base.array(stored))
+    actual = target_fingerprint(target, base.array(stored))
     if actual == target.fingerprint:
         return []
     return [Finding("M-004", target.name, "the base has other weights than the adapter was made for", Severity.WARNING)]

@@ -16,7 +16,7 @@ from lora_registry.adapter import Adapter, Json, Target
 from lora_registry.digest import Digest
 from lora_registry.errors import InvalidInputError
 from lora_registry.format.canonical import encode
-from lora_registry.format.identity import content_digest
+from lora_registry.format.identity import content_digest, root_digest
 from lora_registry.merge.base import open_base
 from lora_registry.merge.fit import Fit, Verdict, fit
 from lora_registry.merge.receipt import FileRecord, Receipt, TensorRecord, receipt_path
@@ -30,7 +30,7 @@ from lora_registry.onnx.values import oriented
 from lora_registry.ops.arrays import Array, round_to
 from lora_registry.ops.change import merged
 from lora_registry.ops.fidelity import Fidelity, measure
-from lora_registry.ops.fingerprint import fingerprint
+from lora_registry.ops.fingerprint import target_fingerprint
 from lora_registry.ops.tied import TiedPolicy, policy_for
 from lora_registry.progress import Progress
 
@@ -38,7 +38,7 @@ ADAPTER_KEY = "loreg.adapter"
 """Key in ``metadata_props``: content digests of the adapters that were merged, in their order, by one space."""
 
 BASE_KEY = "loreg.base"
-"""Key in ``metadata_props``: canonical JSON ``{"fingerprint": …, "verdict": …}`` of what the last one changed."""
+"""Key in ``metadata_props``: canonical JSON of the root digest of what the last one changed, ``fingerprint``, and the ``verdict``."""
 
 TOOL_KEY = "loreg.tool"
 """Key in ``metadata_props``: name and version of what merged last."""
@@ -113,16 +113,19 @@ def _metadata(
 ) -> dict[str, str]:
     """What the output says about itself; adapters that were merged earlier stay named."""
     earlier = model.ir.metadata_props.get(ADAPTER_KEY)
-    proven = verdict is Verdict.EXACT
-    prints: dict[str, Json] = {
-        target.name: str(target.fingerprint if proven else fingerprint(view.array(target.name))) for target in adapter
-    }
-    document: Json = {"fingerprint": str(Digest.of(encode(prints))), "verdict": verdict.value}
+    prints = {target.name: _print(target, view, proven=verdict is Verdict.EXACT) for target in adapter}
+    document: Json = {"fingerprint": str(root_digest(prints)), "verdict": verdict.value}
     return {
         ADAPTER_KEY: f"{earlier} {identity}" if earlier else str(identity),
         BASE_KEY: encode(document).decode(),
         TOOL_KEY: f"loreg {__version__}",
     }
+
+
+def _print(target: Target, view: ResolvedBase, *, proven: bool) -> Digest:
+    """The fingerprint of the tensor that ``target`` changes; where it is proven to be the stated one, that."""
+    stated = target.fingerprint if proven else None
+    return stated or target_fingerprint(target, view.array(target.name))
 
 
 def _notes(resolutions: Sequence[Resolution], fitted: Fit, tied: TiedPolicy) -> tuple[str, ...]:

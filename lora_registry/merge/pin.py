@@ -7,7 +7,7 @@ from pathlib import Path
 from lora_registry.adapter import Adapter
 from lora_registry.format.edit import edited
 from lora_registry.merge.against import hold_against
-from lora_registry.ops.fingerprint import fingerprint
+from lora_registry.ops.fingerprint import target_fingerprint
 from lora_registry.progress import Counted, Progress
 
 
@@ -32,7 +32,8 @@ def pin(adapter: Adapter, base: str | Path, *, progress: Progress | None = None)
     stored = frozenset(model.names())
     prints = {}
     hashed = Counted(progress, len(fitted.matches))
-    for target, name in fitted.matches.items():
-        prints[target] = fingerprint(model.array(name if name in stored else model.ties[name]))
+    for target in adapter:
+        name = fitted.matches[target.name]
+        prints[target.name] = target_fingerprint(target, model.array(name if name in stored else model.ties[name]))
         hashed.advance(1)
     return edited(adapter, targets=adapter.with_fingerprints(prints).targets)

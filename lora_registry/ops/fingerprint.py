@@ -1,7 +1,8 @@
-"""The fingerprint of a base tensor: identity of its values, whatever float type and container hold them.
+"""The fingerprint of a base tensor: identity of its values, whatever float type, order and container hold them.
 
 A bfloat16 checkpoint and the float32 ONNX file exported from it agree, because every float type of at most
-32 bits widens to float32 without loss (spec section 9).
+32 bits widens to float32 without loss; a matrix and its transposed copy do, because the values are taken in
+logical axis order (spec section 9).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from lora_registry.adapter import Kind, Target
 from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
 from lora_registry.format.canonical import encode
@@ -18,6 +20,33 @@ from lora_registry.ops.arrays import Array, as_bytes, dtype_name, numpy_dtype
 
 _DOMAIN = b"loreg-base-v1\0"
 _BLOCK = 1 << 20  # elements widened at a time
+
+ORIENTED = frozenset({Kind.LINEAR, Kind.EXPERTS, Kind.LOHA, Kind.LOKR})
+"""The kinds whose base tensor may be stored either way round; that of all others has one order."""
+
+
+def logical(target: Target, array: Array) -> Array:
+    """A view of the tensor of ``target`` in logical axis order: outputs before inputs, whichever way it is stored.
+
+    Args:
+        target: says how the base stores it.
+        array: as stored.
+    """
+    swapped = target.kind in ORIENTED and target.layout[-2:] == ("in", "out")
+    return np.swapaxes(array, -1, -2) if swapped else array
+
+
+def target_fingerprint(target: Target, array: Array) -> Digest:
+    """The fingerprint of the base tensor of ``target``, the same for every order in which a base may store it.
+
+    Args:
+        target: says how the base stores it.
+        array: as stored.
+
+    Raises:
+        UnsupportedError: the element type is none of safetensors'.
+    """
+    return fingerprint(logical(target, array))
 
 
 def fingerprint(array: Array) -> Digest:
@@ -28,7 +57,7 @@ def fingerprint(array: Array) -> Digest:
     after the dtype's name and a zero byte.
 
     Args:
-        array: the base tensor in the axis order that the target's layout declares.
+        array: the values in the order that counts; see :func:`target_fingerprint` for the tensor of a target.
 
     Raises:
         UnsupportedError: the element type is none of safetensors'.
