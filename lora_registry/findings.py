@@ -11,6 +11,9 @@ from enum import StrEnum
 
 from lora_registry.text import printable
 
+_SHOWN = 600
+"""Characters of a place, and of a message, that the line shows; the longest key of a tensor has 256."""
+
 
 class Severity(StrEnum):
     """How bad a finding is; declared from bad to mild."""
@@ -37,8 +40,9 @@ class Finding:
     severity: Severity = Severity.ERROR
 
     def __str__(self) -> str:
-        where = f" at {printable(self.place)}" if self.place else ""  # places quote names out of strangers' files
-        return f"{self.rule}{where}: {self.message}"
+        # Both quote strangers' files: names with escape sequences in them, and values of a megabyte.
+        where = f" at {printable(self.place, _SHOWN)}" if self.place else ""
+        return f"{self.rule}{where}: {printable(self.message, _SHOWN)}"
 
     def to_json(self) -> dict[str, str]:
         """The record as a JSON object with the four field names."""

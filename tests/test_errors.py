@@ -90,3 +90,11 @@ def test_finding_for_a_terminal() -> None:
     finding = Finding("R-009", "w\x1b[31m\u202e", "is no name")
     assert str(finding) == r"R-009 at w\x1b[31m\u202e: is no name"
     assert finding.to_json()["place"] == "w\x1b[31m\u202e"
+    assert str(Finding("R-026", "w", "has no \x1b[31m")) == r"R-026 at w: has no \x1b[31m"
+
+
+def test_finding_about_a_megabyte() -> None:
+    """A finding that quotes a megabyte out of a file is still a line for people; as data it is complete."""
+    finding = Finding("R-009", "w" * 1_000_000, "x" * 1_000_000)
+    assert len(str(finding)) < 2000
+    assert len(finding.to_json()["place"]) == len(finding.to_json()["message"]) == 1_000_000
