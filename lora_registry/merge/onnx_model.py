@@ -38,7 +38,7 @@ ADAPTER_KEY = "loreg.adapter"
 """Key in ``metadata_props``: content digests of the adapters that were merged, in their order, by one space."""
 
 BASE_KEY = "loreg.base"
-"""Key in ``metadata_props``: canonical JSON of the root digest of what the last one changed, ``fingerprint``, and the ``verdict``."""
+"""Key in ``metadata_props``: canonical JSON of ``fingerprint``, the root digest of what the last one changed, and ``verdict``."""
 
 TOOL_KEY = "loreg.tool"
 """Key in ``metadata_props``: name and version of what merged last."""
