@@ -35,6 +35,11 @@ class Digest:
             raise ValueError(f"not a digest of the form sha256:<64 hex digits>: {text!r}")
         return cls(match[1])
 
+    @staticmethod
+    def is_well_formed(text: str) -> bool:
+        """Whether :meth:`parse` would read ``text``."""
+        return _GRAMMAR.fullmatch(text) is not None
+
     @classmethod
     def of(cls, *parts: bytes | bytearray | memoryview) -> Digest:
         """Digest of the concatenation of ``parts``."""
