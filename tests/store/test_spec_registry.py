@@ -521,6 +521,22 @@ def test_table_of_events() -> None:
 # 6. The catalogue
 
 
+def words(connection: sqlite3.Connection) -> list[list[str]]:
+    """What a database's schema says, statement by statement, whatever the white space."""
+    statements = connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name")
+    return [re.findall(r'["\w]+|[(),]', statement) for (statement,) in statements]
+
+
+def test_schema_example(store: Store) -> None:
+    """The statements of the text make the tables and indexes of a new catalogue, and its migrations are named."""
+    with closing(sqlite3.connect(":memory:")) as stated, closing(sqlite3.connect(store.layout.database)) as made:
+        stated.executescript(body("schema"))
+        assert words(stated) == words(made)
+        (row,) = made.execute("SELECT position, name FROM migrations")
+        assert f"with position {row[0]} and the name `{row[1]}`" in TEXT
+        assert made.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),) == (1,)
+
+
 def test_table_of_tables(store: Store) -> None:
     """Tables and columns of the text are those of a new catalogue, as is its application id."""
     with closing(sqlite3.connect(store.layout.database)) as connection:
