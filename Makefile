@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
-SOURCES := lora_registry converters tests benchmarks examples
+SOURCES := lora_registry converters spec tests benchmarks examples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

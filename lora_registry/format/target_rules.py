@@ -49,7 +49,8 @@ OPTIONAL: Mapping[Kind, frozenset[str]] = {
 ROLES: tuple[str, ...] = ("A", "B", "A1", "B1", "A2", "B2", "C1", "C2", "magnitude", "delta", "index", "value")
 """Every role of every kind."""
 
-_SEGMENTED = frozenset({Kind.LINEAR, Kind.EXPERTS, Kind.BIAS, Kind.LOHA, Kind.LOKR})
+SEGMENTED: frozenset[Kind] = frozenset({Kind.LINEAR, Kind.EXPERTS, Kind.BIAS, Kind.LOHA, Kind.LOKR})
+"""The kinds whose outputs may have segments (rule R-042)."""
 
 
 def check_target(place: str, target: Mapping[str, Json], tensors: Mapping[str, Spec]) -> Iterator[Finding]:
@@ -143,7 +144,7 @@ def _belonging(place: str, kind: Kind, target: Mapping[str, Json]) -> Iterator[F
     for field, kinds, rule in (
         ("groups", {Kind.CONV}, "R-032"),
         ("rows", {Kind.TOKENS}, "R-033"),
-        ("segments", _SEGMENTED, "R-042"),
+        ("segments", SEGMENTED, "R-042"),
         ("initial", LOW_RANK, "R-043"),
         ("length", {Kind.TOKENS}, "R-044"),
     ):
