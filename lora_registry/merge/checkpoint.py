@@ -30,6 +30,7 @@ from lora_registry.merge.receipt import FOLDER_RECEIPT, FileRecord, Receipt, rec
 from lora_registry.merge.shard import write_file
 from lora_registry.merge.stream import copy_file
 from lora_registry.merge.ties import FLAG, untied
+from lora_registry.ops.mergeable import check_mergeable
 from lora_registry.ops.tied import TiedPolicy
 from lora_registry.progress import Counted, Progress
 
@@ -76,9 +77,10 @@ def merge_checkpoint(
         NotAllowedError: ``out`` is the base, or is inside of it.
         InvalidInputError: the adapter does not fit, the base is broken, or a result is not finite.
         InconclusiveError: nobody knows whether a changed embedding is the head as well.
-        UnsupportedError: the base is quantized or pickled, or a change cannot be merged.
+        UnsupportedError: the base is quantized or pickled, the adapter has a gate, or a change cannot be merged.
         MachineError: there is no room on the disk.
     """
+    check_mergeable(adapter)
     base, out = open_base(base_path), Path(out)
     chosen = None if dtype is None else _dtype(dtype)
     _check_out(base, out, overwrite)

@@ -31,6 +31,7 @@ from lora_registry.ops.arrays import Array, round_to
 from lora_registry.ops.change import merged
 from lora_registry.ops.fidelity import Fidelity, measure
 from lora_registry.ops.fingerprint import target_fingerprint
+from lora_registry.ops.mergeable import check_mergeable
 from lora_registry.ops.tied import TiedPolicy, policy_for
 from lora_registry.progress import Progress
 
@@ -38,7 +39,7 @@ ADAPTER_KEY = "loreg.adapter"
 """Key in ``metadata_props``: content digests of the adapters that were merged, in their order, by one space."""
 
 BASE_KEY = "loreg.base"
-"""Key in ``metadata_props``: canonical JSON of ``fingerprint``, the root digest of what the last one changed, and ``verdict``."""
+"""Key in ``metadata_props``: canonical JSON ``{"fingerprint": …, "verdict": …}``, of all that the last one changed."""
 
 TOOL_KEY = "loreg.tool"
 """Key in ``metadata_props``: name and version of what merged last."""
@@ -72,11 +73,13 @@ def merge_onnx(
 
     Raises:
         InvalidInputError: a target was not found, or does not fit; carries a finding for each.
-        UnsupportedError: the targets are quantized, or read by operators that loreg does not know.
+        UnsupportedError: the targets are quantized, or read by operators that loreg does not know; the adapter has
+            a gate, or a change cannot be merged.
         InconclusiveError: the adapter's names fit the graph in several ways.
         ConflictError: an output exists; or a tensor is tied, and ``tied`` is ``error``.
         NotAllowedError, NotFoundError, MachineError: see :func:`lora_registry.onnx.save.save`.
     """
+    check_mergeable(adapter)
     model, out = OnnxModel.open(model_path), Path(out)
     checkpoint = open_base(base) if base is not None else None
     resolutions = resolve(model, adapter, base=checkpoint, tied=tied)

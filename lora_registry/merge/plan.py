@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from lora_registry.adapter import LOW_RANK, Adapter, Kind, Target
+from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import ConflictError, InconclusiveError, UnsupportedError
 from lora_registry.format.container import Entry, encode_header
 from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.fit import Fit
 from lora_registry.merge.ties import is_shared, may_be_tied, second_ties
-from lora_registry.ops.change import check_mergeable
+from lora_registry.ops.factors import FACTORED
 from lora_registry.ops.tied import TiedPolicy, policy_for
 
 
@@ -99,7 +99,7 @@ class _Changes:
                 "cannot say that only one of them changes; choose to change all of them (tied: both)"
             )
         if output is None:
-            table = target.kind in (Kind.EMBEDDING, Kind.FULL)
+            table = target.kind in (Kind.EMBEDDING, Kind.FULL, Kind.SPARSE)
             if table and tied != "both" and may_be_tied(self._base, self._base.config, matched):
                 raise InconclusiveError(
                     f"{target.name}: this model has a head, stores none of the shape of {matched}, and loreg does not "
@@ -135,7 +135,10 @@ class _Changes:
     def check(self) -> None:
         """Several targets may meet in one tensor only where their changes are sums, which have no order."""
         for name, targets in self.by_tensor.items():
-            plain = all(target.kind in LOW_RANK and set(target.tensors) == {"A", "B"} for target in targets)
+            plain = all(
+                target.kind in FACTORED | {Kind.SPARSE} and not {"magnitude", "value"} & set(target.tensors)
+                for target in targets
+            )
             if len(targets) > 1 and not plain:
                 names = " and ".join(target.name for target in targets)
                 raise UnsupportedError(f"{names} both change {name}, and their changes cannot simply be added")
@@ -149,7 +152,7 @@ def make_plan(
     """Decide what every file of the output holds.
 
     Args:
-        adapter: the changes.
+        adapter: the changes, all of which can be merged (:mod:`lora_registry.ops.mergeable`).
         base: what is changed.
         fitted: how the targets match; must not be ``does-not-fit``.
         dtype: element type of every floating-point tensor of 16 bits or more in the output; None keeps each
@@ -159,11 +162,10 @@ def make_plan(
     Raises:
         ConflictError: a tied tensor is changed and ``tied`` is ``error``.
         InconclusiveError: nobody knows whether a changed embedding is the head as well.
-        UnsupportedError: changes meet that cannot be combined, or one cannot be merged at all.
+        UnsupportedError: changes meet that cannot be combined.
     """
     changes = _Changes(base, tied)
     for target in adapter:
-        check_mergeable(target)
         if target.name in fitted.matches:
             changes.take(target, fitted.matches[target.name])
         else:
