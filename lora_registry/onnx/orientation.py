@@ -18,7 +18,7 @@ def is_transposed(model: OnnxModel, target: Target, candidate: Candidate, known:
         model: the graph.
         target: what is to change.
         candidate: with its sites chosen.
-        known: the tensor in the base checkpoint, if at hand; needed for square replacements that were renamed.
+        known: the tensor in the base checkpoint, if at hand; needed for square ones without axes that were renamed.
 
     Raises:
         RefusalError: the operators do not tell, contradict a note or each other, or give another shape.
@@ -26,8 +26,8 @@ def is_transposed(model: OnnxModel, target: Target, candidate: Candidate, known:
     shape = shape_of(candidate.value)
     if len(shape) < 2:
         told = {False}
-    elif target.kind is Kind.FULL:
-        told = set(candidate.told) or _of_replacement(model, target, candidate, known)
+    elif not target.layout:
+        told = set(candidate.told) or _without_axes(model, target, candidate, known)
     else:
         told = candidate.told | {_by_operator(target, site) for site in candidate.mine}
     if len(told) != 1:
@@ -59,8 +59,8 @@ def _by_operator(target: Target, site: Site) -> bool:
     raise RefusalError(OPAQUE, f"{site.operator} reads {read}; the adapter's layout is {'x'.join(target.layout)}")
 
 
-def _of_replacement(model: OnnxModel, target: Target, candidate: Candidate, known: Array | None) -> set[bool]:
-    """A full replacement has no axes of its own: the shape decides, then the name, then the values."""
+def _without_axes(model: OnnxModel, target: Target, candidate: Candidate, known: Array | None) -> set[bool]:
+    """A whole tensor, or a sparse change, has no axes of its own: the shape decides, then the name, then the values."""
     shape = shape_of(candidate.value)
     if shape != swap(shape):
         return {shape != target.shape}

@@ -38,16 +38,20 @@ from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.prefix import uniform_prefix
 from lora_registry.ops.tied import TiedPolicy, policy_for
 
-READS: Mapping[Kind, frozenset[Read]] = {
-    Kind.LINEAR: frozenset({Read.MATRIX}),
-    Kind.EXPERTS: frozenset({Read.MATRIX}),
+_ANY = frozenset(Read) - {Read.QUANTIZED}
+_READS: Mapping[Kind, frozenset[Read]] = {
     Kind.EMBEDDING: frozenset({Read.ROWS}),
     Kind.TOKENS: frozenset({Read.ROWS}),
-    Kind.CONV: frozenset({Read.KERNEL}),
     Kind.BIAS: frozenset({Read.BIAS}),
-    Kind.FULL: frozenset(Read) - {Read.QUANTIZED},
+    Kind.FULL: _ANY,
+    Kind.SPARSE: _ANY,
 }
-"""How the operators at a target's sites must read it."""
+
+
+def reads_of(target: Target) -> frozenset[Read]:
+    """How the operators at a target's sites must read it: what has factors as the matrix or kernel that it is."""
+    factored = Read.KERNEL if "k" in target.layout else Read.MATRIX
+    return _READS.get(target.kind, frozenset({factored}))
 
 
 def resolve(
@@ -163,7 +167,7 @@ class _Resolver:
     def _missing(self, target: Target, exported: str | None, module: str | None) -> Resolution:
         """No initializer: a bias that can be put back, or a refusal that says why."""
         gemms = tuple(self._names.open_gemms.get(module, ())) if module is not None else ()
-        is_bias = target.name.rpartition(".")[2] == "bias" and target.kind in (Kind.BIAS, Kind.FULL)
+        is_bias = target.name.rpartition(".")[2] == "bias" and target.kind in (Kind.BIAS, Kind.FULL, Kind.SPARSE)
         if is_bias and gemms and all(gemm.inputs[1] in self._model.initializers.values() for gemm in gemms):
             return Resolution(target, (), gemms, ("node-scope",), tied=False)
         operator = self._names.quantized.get(exported) if exported is not None else None
@@ -182,7 +186,7 @@ class _Resolver:
 
     def _choose_sites(self, target: Target, candidates: Sequence[Candidate], module: str | None) -> None:
         """Decide which uses of the candidates are the target's: those of its module, or the only ones there are."""
-        reads = READS[target.kind]
+        reads = reads_of(target)
         for candidate in candidates:
             sites = self._names.sites[candidate.name]
             if module is not None:
