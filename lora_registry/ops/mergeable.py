@@ -1,4 +1,4 @@
-"""What can be served beside the weights and never merged into them."""
+"""What is no change of the base's tensors, or has no place in them: refused by name, before anything is computed."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from lora_registry.errors import UnsupportedError
 
 
 def check_mergeable(adapter: Adapter) -> None:
-    """Refuse an adapter that no merge can hold, before anything is computed or written.
+    """Refuse an adapter that no merge can hold.
 
     Raises:
-        UnsupportedError: the adapter has a gate (P-046), or see :func:`check_target`.
+        UnsupportedError: see :func:`check_applicable` and :func:`check_target`.
     """
-    refuse_gate(adapter, "merged weights would be on always; serve it unmerged")
+    check_applicable(adapter, "merged weights would be on always; serve it unmerged")
     for target in adapter:
         check_target(target)
 
 
-def refuse_gate(adapter: Adapter, why: str) -> None:
-    """Refuse an adapter that is not on from the first token.
+def check_applicable(adapter: Adapter, why: str) -> None:
+    """Refuse an adapter that is not, from the first token on, a change of the tensors that the base has.
 
     Args:
         adapter: any.
-        why: what would go wrong here, for the message.
+        why: what would go wrong with a gate, for the message.
 
     Raises:
-        UnsupportedError: the adapter has a gate.
+        UnsupportedError: the adapter has a gate (P-046), or adds rows to a table (P-042).
     """
     if adapter.gate:
         raise UnsupportedError(f"the adapter is switched on by tokens {list(adapter.gate)} (activated LoRA): {why}")
+    for target in adapter:
+        _refuse_growth(target)
 
 
 def check_target(target: Target) -> None:
@@ -43,9 +45,13 @@ def check_target(target: Target) -> None:
             f"{target.name}: a grouped conv ({target.groups} groups) cannot be merged: its factors connect every "
             "output with every input, and the base kernel has no place for that; serve it unmerged"
         )
+    _refuse_growth(target)
+
+
+def _refuse_growth(target: Target) -> None:
     if target.length is not None:
         assert target.shape is not None  # R-044: rows are added to a known number of them
         raise UnsupportedError(
-            f"{target.name}: adds {target.length - target.shape[0]} rows to the {target.shape[0]} of the base: a merge "
-            "that grows the vocabulary is not supported"
+            f"{target.name}: adds {target.length - target.shape[0]} rows to the {target.shape[0]} of the base: neither "
+            "a merge that grows the vocabulary nor a run with a grown one is supported"
         )

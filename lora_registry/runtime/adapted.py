@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import ConflictError, UnsupportedError
+from lora_registry.ops.mergeable import check_applicable
 from lora_registry.ops.tied import TiedPolicy, check_policy, policy_for
 from lora_registry.runtime.change import changed, factors, gain, start
 from lora_registry.runtime.names import named_tensors
@@ -36,11 +37,12 @@ class Adapted:
         InvalidInputError: a target matches no tensor of the model, or one of another shape.
         UsageError: there is no such policy for tied tensors.
         ConflictError: a tensor is tied, and ``tied`` is ``error``.
-        UnsupportedError: a target that cannot be computed beside the weights.
+        UnsupportedError: the adapter has a gate or grows the vocabulary, or a target cannot be computed beside the weights.
     """
 
     def __init__(self, module: Any, adapter: Adapter, *, tied: TiedPolicy = "untie") -> None:
         check_policy(tied)
+        check_applicable(adapter, "beside these weights it would be on always")
         self._undo: list[Callable[[], None]] = []
         self._unused: set[str] = set()
         names = resolve(adapter.targets, module)

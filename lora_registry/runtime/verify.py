@@ -109,7 +109,7 @@ def verify(
         InconclusiveError: the adapter changes nothing that could be seen, a target's module never ran, or
             the reference is not finite.
         UsageError: fewer than one sample, or a tolerance that is not positive.
-        UnsupportedError: the two models have no comparable inputs and outputs.
+        UnsupportedError: the adapter has a gate or grows the vocabulary, or the two models have no comparable inputs and outputs.
         InvalidInputError: the adapter does not fit the base, or a file is broken.
         MachineError: the provider does not run here.
         MissingPackageError: torch, transformers, numpy or onnxruntime is not installed.
@@ -118,10 +118,13 @@ def verify(
         raise UsageError("verify needs at least one sample and a tolerance above 0")
     for package in ("torch", "transformers"):
         require(package, "export")
+    from lora_registry.ops.mergeable import check_applicable
     from lora_registry.runtime.compare import agreement
     from lora_registry.runtime.samples import draw
     from lora_registry.runtime.torch_model import load
 
+    if adapter is not None:
+        check_applicable(adapter, "no merged model can be like it")
     subject = _Folder(merged) if merged.is_dir() else _OnnxFile(merged, provider)
     model = load(base)
     rows = [row for target in adapter or () for row in target.rows]
