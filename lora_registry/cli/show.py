@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lora_registry.adapter import SCALED
 from lora_registry.cli._adapters import ADAPTER, open_any
 from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_fields, print_json, print_table, size
@@ -51,7 +52,8 @@ def show(
 
         document: Json = to_document(opened.adapter)
         report = opened.report.to_json() if opened.report else None
-        shown = {"source": adapter, "content": str(content), "document": document, "conversion": report}
+        identity = {"content": str(content), "root": _root(opened.adapter)}
+        shown = {"source": adapter, **identity, "document": document, "conversion": report}
         print_json({**shown, "norms": _norms(opened.adapter)} if norms else shown)
         return
     subject = opened.adapter
@@ -62,8 +64,11 @@ def show(
             ("content", content),
             ("base", " @ ".join(filter(None, (subject.base.name, subject.base.revision)))),
             ("base license", subject.base.license),
+            ("base view", _view(subject)),
+            ("base root", _root(subject)),
             ("license", subject.info.get("license")),
             ("origin", " ".join(str(subject.origin[key]) for key in ("format", "version") if subject.origin.get(key))),
+            *_descriptions(subject),
             ("targets", f"{len(subject)}, of which {_fingerprinted(subject)} with a fingerprint of their base tensor"),
             ("carries", f"{plural(subject.parameters, 'parameter')}, {size(_bytes(subject))}"),
             ("dtypes", ", ".join(_dtypes(subject))),
@@ -86,13 +91,57 @@ def show(
     print_report(opened.report)
 
 
+def _view(adapter: Adapter) -> str | None:
+    """The quantization that the adapter was trained on, with its parameters."""
+    view = dict(adapter.base.view)
+    scheme = view.pop("scheme", None)
+    return " ".join([str(scheme), *(f"{name}={value}" for name, value in view.items())]) if scheme else None
+
+
+def _root(adapter: Adapter) -> str | None:
+    """Identity of the base tensors that the adapter states fingerprints of."""
+    from lora_registry.format.identity import root_digest
+
+    stated = {target.name: target.fingerprint for target in adapter if target.fingerprint is not None}
+    return str(root_digest(stated)) if stated else None
+
+
+def _descriptions(adapter: Adapter) -> Iterable[tuple[str, str | None]]:
+    """What the document says about tokens, ancestors and training, a line each."""
+    tokens, added = ", ".join(map(str, adapter.gate)), adapter.tokenizer.get("added")
+    parents, datasets = adapter.lineage.get("parents"), adapter.training.get("datasets")
+    tool = " ".join(str(adapter.training[key]) for key in ("tool", "version") if adapter.training.get(key))
+    yield "gate", f"on from the last tokens {tokens}; served unmerged" if tokens else None
+    yield "added tokens", ", ".join(_members(added, "text"))
+    if adapter.lineage:
+        named = [
+            name or content
+            for name, content in zip(_members(parents, "name"), _members(parents, "content"), strict=True)
+        ]
+        yield "made by", " of ".join(filter(None, (str(adapter.lineage["operation"]), ", ".join(named))))
+    yield "trained with", tool
+    yield "trained on", ", ".join(_members(datasets, "name"))
+
+
+def _members(records: Json, name: str) -> list[str]:
+    """One member of each object in a list, empty where an object does not have it."""
+    found = [record for record in records if isinstance(record, dict)] if isinstance(records, list) else []
+    return [str(record.get(name, "")) for record in found]
+
+
 def _columns(target: Target) -> tuple[str, str, str, str, str]:
-    """Kind, shape by axis, rank, scale and the roles beyond A and B."""
+    """Kind, shape by axis, rank, scale and what there is beyond A and B."""
     shape = "x".join(map(str, target.shape)) if target.shape is not None else "?"
     layout = f" ({','.join(target.layout)})" if target.layout else ""
     rank = target.rank
     extras = sorted(set(target.tensors) - {"A", "B"})
-    scale = f"{target.scale:g}" if rank is not None or "delta" in target.tensors else "-"
+    scale = f"{target.scale:g}" if target.kind in SCALED else "-"
+    if target.segments is not None:
+        extras.append("segments " + " ".join(part.name for part in target.segments.parts))
+    if target.initial:
+        extras.append(f"{target.initial} initial")
+    if target.length is not None and target.shape is not None:
+        extras.append(f"{target.length - target.shape[0]} more rows")
     return target.kind.value, shape + layout, "-" if rank is None else str(rank), scale, ", ".join(extras) or "-"
 
 
