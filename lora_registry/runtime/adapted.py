@@ -37,7 +37,8 @@ class Adapted:
         InvalidInputError: a target matches no tensor of the model, or one of another shape.
         UsageError: there is no such policy for tied tensors.
         ConflictError: a tensor is tied, and ``tied`` is ``error``.
-        UnsupportedError: the adapter has a gate or grows the vocabulary, or a target cannot be computed beside the weights.
+        UnsupportedError: the adapter has a gate or grows the vocabulary, or a target cannot be computed beside the
+            weights.
     """
 
     def __init__(self, module: Any, adapter: Adapter, *, tied: TiedPolicy = "untie") -> None:

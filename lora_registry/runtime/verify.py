@@ -109,7 +109,8 @@ def verify(
         InconclusiveError: the adapter changes nothing that could be seen, a target's module never ran, or
             the reference is not finite.
         UsageError: fewer than one sample, or a tolerance that is not positive.
-        UnsupportedError: the adapter has a gate or grows the vocabulary, or the two models have no comparable inputs and outputs.
+        UnsupportedError: the adapter has a gate or grows the vocabulary, or the two models have no comparable inputs
+            and outputs.
         InvalidInputError: the adapter does not fit the base, or a file is broken.
         MachineError: the provider does not run here.
         MissingPackageError: torch, transformers, numpy or onnxruntime is not installed.
