@@ -26,6 +26,10 @@ def check_provenance(adapter: Adapter, report: Report | None) -> Iterator[Findin
         yield found("A-021", "base/revision", "is not stated")
     yield from _license("A-022", "base/license", base.license)
     yield from _license("A-023", "info/license", adapter.info.get("license"))
+    datasets = adapter.training.get("datasets")
+    for index, dataset in enumerate(datasets if isinstance(datasets, list) else ()):
+        if isinstance(dataset, dict) and "license" in dataset:
+            yield from _license("A-024", f"training/datasets/{index}/license", dataset["license"])
     yield from _scale(adapter)
     bare = sum(target.fingerprint is None for target in adapter)
     if bare:

@@ -278,7 +278,7 @@ def test_nothing_that_hides_reaches_a_terminal(run: Run, tmp_path: Path, letter:
     """Controls and overrides in metadata and in file names are escaped in every output; JSON keeps their meaning."""
     path = native(tmp_path / f"a{letter}.safetensors")
     outputs = [
-        run("push", path, "a:1", "--title", f"title{letter}", "--license", f"license{letter}", "--json"),
+        run("push", path, "a:1", "--title", f"title{letter}", "--json"),
         run("show", "a:1"),
         run("list"),
         run("list", "--json"),
@@ -290,6 +290,25 @@ def test_nothing_that_hides_reaches_a_terminal(run: Run, tmp_path: Path, letter:
     ]
     assert all(letter not in output.output for output in outputs)
     assert json.loads(shown.stdout)["document"]["info"]["title"] == f"title{letter}"
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "hint"),
+    [
+        ("--license", "apache 2", "LicenseRef-"),
+        ("--base-license", "llama3", "LicenseRef-"),
+        ("--base-name", "/home/me/model", "organization/model"),
+        ("--base-name", "../model", "organization/model"),
+    ],
+)
+def test_a_description_that_the_format_does_not_take_is_refused(
+    run: Run, tmp_path: Path, option: str, text: str, hint: str
+) -> None:
+    """P-048 and P-053: a license without SPDX expression and a name that is a path are not recorded."""
+    result = run("push", native(tmp_path / "a.safetensors"), "a:1", option, text)
+    assert result.exit_code == 2
+    assert hint in result.output
+    assert run("list", "--json").stdout.strip() == "[]"
 
 
 def test_a_registry_that_is_a_file_or_nobodys_home_is_refused(run: Run, tmp_path: Path) -> None:
