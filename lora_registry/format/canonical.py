@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from itertools import islice
 from typing import Any, NoReturn, TypeGuard
 
 from lora_registry.adapter import Json
-from lora_registry.format.limits import JSON_DEPTH, SAFE_INTEGER
+from lora_registry.format.limits import JSON_DEPTH, JSON_SEPARATORS, SAFE_INTEGER
 
 _ESCAPES = {0x08: "\\b", 0x09: "\\t", 0x0A: "\\n", 0x0C: "\\f", 0x0D: "\\r", 0x22: '\\"', 0x5C: "\\\\"}
 _TO_ESCAPE = {code: f"\\u{code:04x}" for code in range(0x20)} | _ESCAPES
 
+
+_BETWEEN = r'(?:[^",\[{]++|"(?:[^"\\]|\\.)*+"?)'
+_UP_TO_SEPARATOR = re.compile(rf"{_BETWEEN}*+[,\[{{]|{_BETWEEN}++", re.DOTALL)
+"""A separator and what stands before it, strings skipped; or what stands behind the last one."""
 
 _INTEGER = frozenset({int})
 _CONTAINERS = (dict, list)
@@ -29,9 +35,12 @@ def encode(value: Json) -> bytes:
 
     Raises:
         JsonError: NaN or an infinity, a number that would be written as an integer beyond 2**53 - 1, a lone
-            surrogate, a key that is no string, or nesting deeper than ``JSON_DEPTH``.
+            surrogate, a key that is no string, nesting deeper than ``JSON_DEPTH``, or more than
+            ``JSON_SEPARATORS``.
     """
-    return _text(value, 0).encode("utf-8")
+    text = _text(value, 0)
+    _check_separators(text)
+    return text.encode("utf-8")
 
 
 def decode(data: bytes | str) -> Json:
@@ -39,13 +48,14 @@ def decode(data: bytes | str) -> Json:
 
     Raises:
         JsonError: not UTF-8, not JSON, a duplicate key, NaN or Infinity, a number beyond float64,
-            one whose canonical form is an integer beyond 2**53 - 1, a lone surrogate, or nesting deeper than
-            ``JSON_DEPTH``.
+            one whose canonical form is an integer beyond 2**53 - 1, a lone surrogate, nesting deeper than
+            ``JSON_DEPTH``, or more than ``JSON_SEPARATORS``.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise JsonError(f"not UTF-8 at byte {error.start}") from None
+    _check_separators(text)
     try:
         value = json.loads(
             text,
@@ -102,6 +112,14 @@ def _check_float(value: float) -> None:
     """Refuse what has no fraction and is written without exponent: it reads back as an integer, and as none."""
     if SAFE_INTEGER < abs(value) < 1e21:
         raise JsonError(f"the number {value!r} is written as an integer beyond 2**53 - 1")
+
+
+def _check_separators(text: str) -> None:
+    """Refuse what would take gigabytes once parsed, before it is; the quick looks count those in strings too."""
+    if len(text) <= JSON_SEPARATORS or sum(map(text.count, ",[{")) <= JSON_SEPARATORS:
+        return
+    if next(islice(_UP_TO_SEPARATOR.finditer(text), JSON_SEPARATORS + 1, None), None) is not None:
+        raise JsonError(f"more than {JSON_SEPARATORS} commas and opening brackets")
 
 
 def _too_deep() -> JsonError:

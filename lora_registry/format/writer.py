@@ -72,11 +72,11 @@ def _twice(adapter: Adapter) -> Iterator[Finding]:
 
 def _framing(encoded: EncodedAdapter) -> list[Finding]:
     """R-001 and R-010 on the header as the reader will see it, so that what is written can be read."""
+    if len(encoded.tensors) > TENSORS:
+        return [Finding("R-010", "header", f"{len(encoded.tensors)} tensors, at most {TENSORS}")]
     header = len(next(encoded.chunks())) - 8
     if header > HEADER_BYTES:
         return [Finding("R-001", "header", f"{header} bytes are beyond the limit of {HEADER_BYTES}")]
-    if len(encoded.tensors) > TENSORS:
-        return [Finding("R-010", "header", f"{len(encoded.tensors)} tensors, at most {TENSORS}")]
     return []
 
 

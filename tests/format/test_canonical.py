@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_registry.format.canonical import JsonError, decode, encode, number
-from lora_registry.format.limits import JSON_DEPTH, SAFE_INTEGER
+from lora_registry.format.limits import JSON_DEPTH, JSON_SEPARATORS, SAFE_INTEGER
 
 NUMBERS = {
     "0000000000000000": "0",
@@ -141,6 +141,36 @@ def test_values_without_a_form(value: Any) -> None:
     """Numbers beyond the integers of JSON, lone surrogates, and keys and types that it lacks are refused."""
     with pytest.raises(JsonError):
         encode(value)
+
+
+def test_separators() -> None:
+    """Commas and opening brackets are bounded alike on the way in and on the way out."""
+    most = [0] * JSON_SEPARATORS  # one bracket, and a comma less than there are numbers
+    assert decode(encode(most)) == most
+    for refuse in (lambda: encode([*most, 0]), lambda: decode("[" + "0," * JSON_SEPARATORS + "0]")):
+        with pytest.raises(JsonError, match="commas and opening brackets"):
+            refuse()
+    with pytest.raises(JsonError, match="commas and opening brackets"):
+        decode("[" + "{},[]," * (JSON_SEPARATORS // 4) + "0]")
+
+
+@pytest.mark.parametrize("text", ["{}", '\\"{}', "{}\\\\", "é{}"])
+def test_separators_in_strings_do_not_count(text: str) -> None:
+    """A string may hold as many as it likes, whatever is escaped in it."""
+    many = text.format("[{," * (JSON_SEPARATORS // 2))
+    value = decode(f'["{many}", 1]')
+    assert isinstance(value, list)
+    assert value[1] == 1
+    assert decode(encode(value)) == value
+
+
+@pytest.mark.parametrize(
+    "text", ['["' + '\\"' * (1 << 21), '"' * (1 << 22), "[" + " " * (1 << 22), '["' + "\\" * (1 << 22)]
+)
+def test_strings_without_an_end(text: str) -> None:
+    """Skipping strings takes one pass, however many of them look as if they began."""
+    with pytest.raises(JsonError):
+        decode(text + "," * (JSON_SEPARATORS + 1))
 
 
 def test_depth() -> None:
