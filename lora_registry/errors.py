@@ -26,6 +26,9 @@ from lora_registry.findings import Finding
 
 EXIT_FINDINGS = 1
 
+_UNSUPPORTED = frozenset({"R-013", "R-015"})  # another major version, an unknown feature
+_INTEGRITY = "R-035"  # bytes that do not have their digest
+
 
 class LoregError(Exception):
     """Root of the tree: one clear line for a person, one ``code`` for a program."""
@@ -93,10 +96,13 @@ class InvalidInputError(LoregError):
 
     @classmethod
     def from_findings(cls, what: str, findings: Iterable[Finding]) -> InvalidInputError:
-        """Sum up ``findings`` about ``what`` in one line: the first in full, the others counted."""
+        """Sum up ``findings`` about ``what`` in one line: the first in full, the others counted.
+
+        Of a file that this version cannot know the rules of, it is an :class:`UnsupportedError` (spec section 15).
+        """
         found = tuple(findings)
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        return cls(f"{what}: {found[0]}{more}", found)
+        unknown = cls is InvalidInputError and any(finding.rule in _UNSUPPORTED for finding in found)
+        return (UnsupportedError if unknown else cls)(_summary(what, found), found)
 
 
 class UnsupportedError(InvalidInputError):
@@ -133,3 +139,16 @@ class MissingPackageError(MachineError):
         super().__init__(f"this needs the package {package!r}: pip install 'loreg[{extra}]'")
         self.package = package
         self.extra = extra
+
+
+def refusal(what: str, findings: Iterable[Finding]) -> LoregError:
+    """The error of a reader that refuses ``what`` for its findings, by the table in section 15 of the spec."""
+    found = tuple(findings)
+    if all(finding.rule == _INTEGRITY for finding in found):
+        return IntegrityError(_summary(what, found))
+    return InvalidInputError.from_findings(what, found)
+
+
+def _summary(what: str, found: tuple[Finding, ...]) -> str:
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{what}: {found[0]}{more}"

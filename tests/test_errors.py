@@ -71,6 +71,26 @@ def test_invalid_input_carries_its_findings() -> None:
     assert str(errors.InvalidInputError.from_findings("a", findings[1:])) == "a: R-002: is no JSON"
 
 
+@pytest.mark.parametrize(
+    ("rules", "kind"),
+    [
+        (["R-015"], errors.UnsupportedError),
+        (["R-014", "R-013"], errors.UnsupportedError),
+        (["R-035", "R-015"], errors.UnsupportedError),
+        (["R-029"], errors.InvalidInputError),
+        (["R-035", "R-045"], errors.InvalidInputError),
+        (["R-035", "R-035"], errors.IntegrityError),
+    ],
+)
+def test_a_refusal_is_of_the_first_kind_that_applies(rules: list[str], kind: type[errors.LoregError]) -> None:
+    """The table in section 15 of the specification; a reader that sees no data raises the same."""
+    findings = [Finding(rule, "there", "is wrong") for rule in rules]
+    assert type(errors.refusal("a", findings)) is kind
+    if kind is not errors.IntegrityError:
+        assert type(errors.InvalidInputError.from_findings("a", findings)) is kind
+    assert str(errors.refusal("a", findings)).startswith(f"a: {rules[0]} at there")
+
+
 def test_missing_package_says_how_to_get_it() -> None:
     """The error carries the line that installs what is missing."""
     error = errors.MissingPackageError("onnx", "onnx")

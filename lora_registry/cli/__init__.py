@@ -16,6 +16,7 @@ from lora_registry.cli import (
     listing,
     maintain,
     merge,
+    probe,
     pull,
     push,
     show,
@@ -25,7 +26,7 @@ from lora_registry.cli import (
 
 _SECTIONS = {
     "Registry": ("push", "pull", "list", "show", "tag", "log", "rm"),
-    "Adapters": ("audit", "convert", "formats"),
+    "Adapters": ("audit", "probe", "convert", "formats"),
     "Models": ("merge", "export", "verify"),
     "Upkeep": ("gc", "fsck", "reindex", "doctor", "completion"),
 }
@@ -63,6 +64,7 @@ for _command in (
     tag.rm,
     history.log,
     audit.audit,
+    probe.probe,
     convert.convert,
     formats.formats,
     merge.merge,
