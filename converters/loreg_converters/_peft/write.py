@@ -9,6 +9,7 @@ from lora_registry.adapter import Adapter, Json, Target
 from lora_registry.convert.report import Report
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.format.container import encode_tensors
+from lora_registry.format.features import required_features
 from lora_registry.format.files import atomic_write, refuse_existing, staging_folder, storage_errors, sync_folder
 from loreg_converters._peft.compose import compose, expert_swaps, given_names, original_config
 from loreg_converters._peft.files import CONFIG, WEIGHTS
@@ -25,9 +26,8 @@ def write_folder(adapter: Adapter, folder: Path) -> Report:
     """
     refuse_existing(folder)
     report = Report("peft")
-    if adapter.requires_read:
-        features = ", ".join(sorted(adapter.requires_read))
-        raise UnsupportedError(f"the adapter requires {features}, which PEFT cannot say")
+    if needed := required_features(adapter):
+        raise UnsupportedError(f"the adapter requires {', '.join(needed)}, which PEFT cannot say")
     _note_losses(adapter, report)
     original = original_config(adapter, report)
     parameters, saved = given_names(adapter, original)
@@ -48,8 +48,14 @@ def _note_losses(adapter: Adapter, report: Report) -> None:
     for what, there in (
         ("info", adapter.info),
         ("base license", adapter.base.license),
+        ("quantized view of the base", adapter.base.view),
+        ("tokenizer", adapter.tokenizer),
+        ("lineage", adapter.lineage),
+        ("training", adapter.training),
         ("extensions", adapter.extensions),
         ("fingerprints of the base", any(target.fingerprint for target in adapter)),
+        ("segments", any(target.segments for target in adapter)),
+        ("how many ranks are initial", any(target.initial for target in adapter)),
         ("fields that this version does not know", adapter.extra or adapter.base.extra),
     ):
         if there:
