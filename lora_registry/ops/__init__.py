@@ -3,6 +3,10 @@
 ====================== ==================================================================
 :mod:`~.arrays`        tensors as arrays, and one rounding to any dtype
 :mod:`~.change`        W' from W and a target, block by block
+:mod:`~.factors`       the matrix of a target's change, from its factors
+:mod:`~.matrices`      matrices that are never made whole
+:mod:`~.mergeable`     what no merge can hold, refused by name
+:mod:`~.rows`          parts of fused tensors, and other orders of their outputs
 :mod:`~.fidelity`      how much of a change the output dtype kept
 :mod:`~.fingerprint`   identity of a base tensor's values
 :mod:`~.signs`         the fixed signs of the probe certificate
