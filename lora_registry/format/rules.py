@@ -91,11 +91,10 @@ def check_document(document: Json, tensors: Mapping[str, Spec]) -> list[Finding]
         return [Finding("R-012", KEY, "is no JSON object")]
     if type(document.get(KEY)) is not int or document[KEY] != FORMAT_MAJOR:
         return [Finding("R-013", KEY, f"format version {document.get(KEY)!r}, this reader knows {FORMAT_MAJOR}")]
-    needs = list(_requirements(document))
-    if any(finding.rule == "R-015" for finding in needs):
-        return needs
+    if unknown := list(_unknown_features(document)):
+        return unknown
     return [
-        *needs,
+        *_requirements(document),
         *check_descriptions(document),
         *_extensions(document.get("extensions", {})),
         *_gate(document),
@@ -114,10 +113,15 @@ def _requirements(document: Mapping[str, Json]) -> Iterator[Finding]:
             yield Finding("R-014", f"requires/{side}", "is no list of feature names")
         elif [str(name) for name in names] != sorted({str(name) for name in names}):
             yield Finding("R-014", f"requires/{side}", "is not sorted, or names something twice")
-        elif side == "read":
-            for name in names:
-                if name not in FEATURES:
-                    yield Finding("R-015", "requires/read", f"needs {name!r}, which this reader does not know")
+
+
+def _unknown_features(document: Mapping[str, Json]) -> Iterator[Finding]:
+    """R-015, whatever else is wrong with the requirements."""
+    requires = document.get("requires")
+    names = requires.get("read") if isinstance(requires, dict) else None
+    for name in names if isinstance(names, list) else []:
+        if isinstance(name, str) and name not in FEATURES:
+            yield Finding("R-015", "requires/read", f"needs {name!r}, which this reader does not know")
 
 
 def _needed(document: Mapping[str, Json], feature: str, place: str) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
@@ -263,9 +264,10 @@ def _rows(place: str, target: Mapping[str, Json], shape: Shape | None, value: Sh
             yield Finding("R-044", f"{place}/length", f"{length!r} adds no rows to those of the base tensor")
             return
         added = length - stop  # a stranger's number: a list of so many rows need not fit in memory
-        complete = len(rows) >= added and (rows[-added], rows[-1]) == (stop, length - 1)
+        first = bisect_left(rows, stop)
+        complete = len(rows) >= first + added and (rows[first], rows[first + added - 1]) == (stop, length - 1)
         if not complete and rows == sorted(set(rows)):
-            yield Finding("R-044", f"{place}/rows", f"does not end with the added rows {stop} to {length - 1}")
+            yield Finding("R-044", f"{place}/rows", f"lacks some of the added rows {stop} to {length - 1}")
             return
         stop = length
     if stop is not None and max(rows) >= stop:
