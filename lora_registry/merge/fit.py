@@ -16,7 +16,7 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InconclusiveError, InvalidInputError, UnsupportedError
 from lora_registry.findings import Finding, Severity
 from lora_registry.ops.base_model import BaseModel
-from lora_registry.ops.fingerprint import target_fingerprint
+from lora_registry.ops.fingerprint import ORIENTED, target_fingerprint
 from lora_registry.ops.prefix import Prefix, uniform_prefix
 
 _QUANTIZED_BESIDE = ("absmax", "quant_state", "qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB")
@@ -180,7 +180,7 @@ def _compare(target: Target, stored: str, base: BaseModel) -> Finding | None:
     if shape == target.shape:
         return _compare_elements(target, dtype)
     message = f"the base has shape {list(shape)}, the target {list(target.shape)}"
-    if shape == target.shape[::-1] and target.kind is Kind.LINEAR:
+    if len(shape) == 2 and shape == target.shape[::-1] and target.kind in ORIENTED:
         message += f"; the base stores it transposed, the target says {list(target.layout)}"
     elif len(shape) == 2 and shape[1:] == target.shape[1:]:
         message += "; a vocabulary of another size is not supported: resize the base's embeddings first"
