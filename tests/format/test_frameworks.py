@@ -1,13 +1,13 @@
 """numpy, torch and JAX each open a native file by themselves and compute the same change from it.
 
 What is used here is what anybody has who is handed a file and the specification: the public safetensors
-package, a JSON parser, and the equations of section 5, written out once in each framework and in a different
-way in each. None of it shares code with ``lora_registry.ops``, which has to agree as well.
+package, a JSON parser, and the equations of the text, written out once in each framework and in a different way
+in each (``tests/models/*_equations.py``). None of it shares code with ``lora_registry.ops``, which has to agree.
 
 Files with BF16 tensors have a trap for users of numpy: numpy has no bfloat16. ``safetensors.numpy.load_file``
 and ``safe_open(..., "numpy")`` find the type under its name once ``ml_dtypes`` has been imported, by whomever,
 and raise TypeError before; ``safetensors.numpy.load``, which takes bytes, refuses BF16 always. torch and JAX
-bring the type along.
+bring the type along. JAX in turn makes I64 into int32, unless ``jax_enable_x64`` is set.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import jax_equations
 import ml_dtypes  # (gives numpy the bfloat16 that safetensors asks it for)
 import numpy as np
+import numpy_equations
 import pytest
 import safetensors.flax
 import safetensors.numpy
 import safetensors.torch
 import torch
+import torch_equations
 from safetensors import safe_open
 
 from lora_registry.adapter import Adapter, Kind, Target
@@ -61,7 +63,7 @@ class Framework:
         bfloat16: its type of that name.
         array: a numpy array as one of its own.
         widen: one of its tensors in float32.
-        change: ΔW of a target, or s·delta of a bias, in stored axis order.
+        change: what a target adds to W, in stored axis order.
         result: W' of a target.
     """
 
@@ -74,89 +76,6 @@ class Framework:
     result: Callable[[Record, Tensors, Any], Any]
 
 
-def numpy_change(record: Record, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Matrix products; a convolution output by output."""
-    scale = float(record["scale"])
-    if record["kind"] == "bias":
-        return scale * tensors["delta"]
-    a, b = tensors["A"], scale * tensors["B"]
-    if record["kind"] == "conv":
-        ranks, outputs = b.shape[1], b.shape[0] // record.get("groups", 1)
-        kernel = np.zeros((b.shape[0], *a.shape[1:]), dtype=np.float32)
-        for out in range(b.shape[0]):
-            first = out // outputs * ranks  # of the ranks that the group of this output reads
-            for rank in range(ranks):
-                kernel[out] += b[out, rank].item() * a[first + rank]
-        return kernel
-    change: np.ndarray = b @ a
-    return change if record["layout"].index("out") < record["layout"].index("in") else change.swapaxes(-1, -2)
-
-
-def numpy_result(record: Record, tensors: Mapping[str, np.ndarray], weight: np.ndarray) -> np.ndarray:
-    """The sum, divided by the norm of each output where there is a magnitude."""
-    total: np.ndarray = tensors.get("value", weight) + numpy_change(record, tensors)
-    if "magnitude" not in tensors:
-        return total
-    out = record["layout"].index("out")
-    others = tuple(axis for axis in range(total.ndim) if axis != out)
-    total /= np.sqrt(np.square(total).sum(axis=others, keepdims=True))
-    total *= np.expand_dims(tensors["magnitude"], others)
-    return total
-
-
-def torch_change(record: Record, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Applied linear maps; a convolution as B convolved over A, whose inputs stand in for a batch."""
-    if record["kind"] == "bias":
-        return tensors["delta"].mul(record["scale"])
-    a, b = tensors["A"], tensors["B"]
-    if record["kind"] == "conv":
-        convolve = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}[a.ndim - 2]
-        kernel = convolve(a.transpose(0, 1), b, groups=record.get("groups", 1)).transpose(0, 1)
-        return kernel.mul(record["scale"])
-    if record["layout"][-1] == "in":
-        return torch.matmul(b, a).mul(record["scale"])
-    return torch.matmul(a.mT, b.mT).mul(record["scale"])
-
-
-def torch_result(record: Record, tensors: Mapping[str, torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
-    """Outputs first and all else in one row, where there is a magnitude."""
-    total = torch.add(tensors.get("value", weight), torch_change(record, tensors))
-    if "magnitude" not in tensors:
-        return total
-    out = record["layout"].index("out")
-    rows = total.movedim(out, 0).flatten(1)
-    scaled = torch.nn.functional.normalize(rows, dim=1) * tensors["magnitude"][:, None]
-    return scaled.reshape(total.movedim(out, 0).shape).movedim(0, out)
-
-
-def jax_change(record: Record, tensors: Mapping[str, jax.Array]) -> jax.Array:
-    """Sums over indices: o outputs, i inputs, r ranks, e experts, g groups."""
-    scale = float(record["scale"])
-    if record["kind"] == "bias":
-        return jnp.multiply(scale, tensors["delta"])
-    a, b = tensors["A"], tensors["B"]
-    if record["kind"] == "conv":
-        groups = record.get("groups", 1)
-        grouped_a = a.reshape(groups, a.shape[0] // groups, *a.shape[1:])
-        grouped_b = b.reshape(groups, b.shape[0] // groups, b.shape[1])
-        change = jnp.einsum("gor,gr...->go...", grouped_b, grouped_a, precision="highest")
-        return scale * change.reshape(b.shape[0], *a.shape[1:])
-    stored = "".join(axis[0] for axis in record["layout"])
-    expert = "e" if record["kind"] == "experts" else ""
-    return scale * jnp.einsum(f"{expert}or,{expert}ri->{stored}", b, a, precision="highest")
-
-
-def jax_result(record: Record, tensors: Mapping[str, jax.Array], weight: jax.Array) -> jax.Array:
-    """Outputs last, so that norm and magnitude broadcast, where there is a magnitude."""
-    total = jnp.add(tensors.get("value", weight), jax_change(record, tensors))
-    if "magnitude" not in tensors:
-        return total
-    out = record["layout"].index("out")
-    last = jnp.moveaxis(total, out, -1)
-    norm = jnp.linalg.norm(last.reshape(-1, last.shape[-1]), axis=0)
-    return jnp.moveaxis(last * (tensors["magnitude"] / norm), -1, out)
-
-
 FRAMEWORKS = (
     Framework(
         "numpy",
@@ -164,8 +83,8 @@ FRAMEWORKS = (
         np.dtype(ml_dtypes.bfloat16),
         np.asarray,
         lambda tensor: tensor.astype(np.float32),
-        numpy_change,
-        numpy_result,
+        numpy_equations.change,
+        numpy_equations.result,
     ),
     Framework(
         "pt",
@@ -173,8 +92,8 @@ FRAMEWORKS = (
         torch.bfloat16,
         torch.from_numpy,
         torch.Tensor.float,
-        torch_change,
-        torch_result,
+        torch_equations.change,
+        torch_equations.result,
     ),
     Framework(
         "flax",
@@ -182,8 +101,8 @@ FRAMEWORKS = (
         jnp.bfloat16,
         jnp.asarray,
         lambda tensor: tensor.astype(jnp.float32),
-        jax_change,
-        jax_result,
+        jax_equations.change,
+        jax_equations.result,
     ),
 )
 
@@ -207,10 +126,23 @@ def low_rank(kind: Kind, layout: str, *shape: int, groups: int = 1, beside: str 
     return Target(name="", kind=kind, layout=axes, shape=shape, scale=SCALE, groups=groups, tensors=tensors)
 
 
-def bias() -> Target:
-    """A change of a bias."""
-    tensors = {"delta": from_array(random.normal(size=6).astype(np.float32))}
-    return Target(name="", kind=Kind.BIAS, layout=("out",), shape=(6,), scale=SCALE, tensors=tensors)
+def plain(
+    kind: Kind, layout: str, shape: tuple[int, ...], rows: tuple[int, ...] = (), **axes: tuple[int, ...]
+) -> Target:
+    """A target whose tensors are given by their shapes."""
+    tensors = {role: from_array(random.normal(size=each).astype(np.float32)) for role, each in axes.items()}
+    return Target(
+        name="", kind=kind, layout=tuple(layout.split()), shape=shape, scale=SCALE, rows=rows, tensors=tensors
+    )
+
+
+def sparse() -> Target:
+    """Five elements of a matrix."""
+    tensors = {
+        "index": from_array(np.array([0, 3, 17, 41, 76])),
+        "delta": from_array(random.normal(size=5).astype(np.float32)),
+    }
+    return Target(name="", kind=Kind.SPARSE, layout=(), shape=(11, 7), scale=SCALE, tensors=tensors)
 
 
 TARGETS = {
@@ -223,15 +155,29 @@ TARGETS = {
     "conv3d": low_rank(Kind.CONV, "out in k k k", 6, 4, 2, 1, 3),
     "experts": low_rank(Kind.EXPERTS, "expert out in", 3, 5, 4),
     "experts-transposed": low_rank(Kind.EXPERTS, "expert in out", 3, 4, 5),
-    "bias": bias(),
+    "bias": plain(Kind.BIAS, "out", (6,), delta=(6,)),
     "dora": low_rank(Kind.LINEAR, "out in", 11, 7, beside="magnitude"),
     "dora-transposed": low_rank(Kind.LINEAR, "in out", 7, 11, beside="magnitude"),
     "dora-embedding": low_rank(Kind.EMBEDDING, "in out", 13, 5, beside="magnitude"),
     "dora-conv": low_rank(Kind.CONV, "out in k k", 6, 4, 3, 2, beside="magnitude"),
     "value": low_rank(Kind.LINEAR, "out in", 11, 7, beside="value"),
     "dora-value": low_rank(Kind.LINEAR, "out in", 11, 7, beside="magnitude value"),
+    "loha": plain(Kind.LOHA, "out in", (6, 8), A1=(3, 8), B1=(6, 3), A2=(2, 8), B2=(6, 2)),
+    "loha-transposed": plain(Kind.LOHA, "in out", (8, 6), A1=(3, 8), B1=(6, 3), A2=(2, 8), B2=(6, 2)),
+    "loha-conv": plain(Kind.LOHA, "out in k k", (6, 4, 3, 2), A1=(3, 4, 3, 2), B1=(6, 3), A2=(2, 4, 3, 2), B2=(6, 2)),
+    "loha-dora": plain(Kind.LOHA, "in out", (8, 6), A1=(3, 8), B1=(6, 3), A2=(2, 8), B2=(6, 2), magnitude=(6,)),
+    "lokr": plain(Kind.LOKR, "out in", (6, 8), C1=(2, 4), C2=(3, 2)),
+    "lokr-transposed": plain(Kind.LOKR, "in out", (8, 6), C1=(2, 4), A2=(1, 2), B2=(3, 1)),
+    "lokr-conv": plain(Kind.LOKR, "out in k k", (6, 4, 3, 2), A1=(1, 2), B1=(2, 1), A2=(2, 2, 3, 2), B2=(3, 2)),
+    "sparse": sparse(),
 }
-"""Every kind whose equation computes something, in every layout."""
+"""Every kind that adds something to W, in every layout."""
+
+REPLACED = {
+    "full": plain(Kind.FULL, "", (5, 3), value=(5, 3)),
+    "tokens": plain(Kind.TOKENS, "in out", (9, 4), rows=(1, 7, 8), value=(3, 4)),
+}
+"""The kinds that put something in the place of W, or of rows of it."""
 
 GROUPED = {
     "grouped-conv1d": low_rank(Kind.CONV, "out in k", 6, 4, 3, groups=2),
@@ -245,13 +191,13 @@ def rounded(target: Target, dtype: str) -> Target:
     if dtype == "F32":
         return target
     tensors = dict(target.tensors)
-    for role in {"A", "B", "delta"} & set(tensors):
+    for role in set(tensors) - {"magnitude", "value", "index"}:
         array = np.frombuffer(tensors[role].data, np.float32).reshape(tensors[role].shape)
         tensors[role] = from_array(array.astype(ml_dtypes.bfloat16))
     return replace(target, tensors=tensors)
 
 
-ALL = TARGETS | GROUPED
+ALL = TARGETS | REPLACED | GROUPED
 
 
 @pytest.fixture(scope="module", params=["F32", "BF16"])
@@ -269,7 +215,8 @@ def opened(framework: Framework, path: Path, name: str) -> tuple[Record, Tensors
         document = json.loads(container.metadata()["loreg"])
     record = document["targets"][name]
     tensors = framework.load(path)
-    return record, {role: framework.widen(tensors[f"{name}/{role}"]) for role in record["tensors"]}
+    loaded = {role: tensors[f"{name}/{role}"] for role in record["tensors"]}
+    return record, {role: each if role == "index" else framework.widen(each) for role, each in loaded.items()}
 
 
 def assert_agree(arrays: Mapping[str, Any]) -> None:
@@ -288,6 +235,9 @@ def test_tensors_arrive_with_their_types(framework: Framework, file: Path) -> No
     for target in read_adapter(file):
         for role, tensor in target.tensors.items():
             loaded = tensors[f"{target.name}/{role}"]
+            if tensor.dtype == "I64":
+                np.testing.assert_array_equal(np.asarray(loaded), np.frombuffer(tensor.data, "<i8"))
+                continue
             assert (loaded.dtype == framework.bfloat16) == (tensor.dtype == "BF16")
             bits = np.frombuffer(tensor.data, "<u2" if tensor.dtype == "BF16" else "<u4").astype(np.uint32)
             exact = (bits << 16 if tensor.dtype == "BF16" else bits).view(np.float32).reshape(tensor.shape)
@@ -296,12 +246,12 @@ def test_tensors_arrive_with_their_types(framework: Framework, file: Path) -> No
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_change_is_the_same_everywhere(name: str, file: Path) -> None:
-    """s·B·A of every kind in stored axis order: numpy, torch, JAX and lora_registry."""
+    """What every kind adds to W, in stored axis order: numpy, torch, JAX and lora_registry."""
     changes = {each.name: each.change(*opened(each, file, name)) for each in FRAMEWORKS}
     assert_agree(changes | {"loreg": delta(read_adapter(file).target(name))})
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", TARGETS | REPLACED)
 def test_the_result_is_the_same_everywhere(name: str, file: Path) -> None:
     """W' for a given W, norms of magnitudes included: numpy, torch, JAX and lora_registry."""
     target = read_adapter(file).target(name)
