@@ -7,7 +7,7 @@ in each (``tests/models/*_equations.py``). None of it shares code with ``lora_re
 Files with BF16 tensors have a trap for users of numpy: numpy has no bfloat16. ``safetensors.numpy.load_file``
 and ``safe_open(..., "numpy")`` find the type under its name once ``ml_dtypes`` has been imported, by whomever,
 and raise TypeError before; ``safetensors.numpy.load``, which takes bytes, refuses BF16 always. torch and JAX
-bring the type along. JAX in turn makes I64 into int32, unless ``jax_enable_x64`` is set.
+bring the type along. JAX in turn makes I64 into int32, in silence, unless ``jax_enable_x64`` is set.
 """
 
 from __future__ import annotations
