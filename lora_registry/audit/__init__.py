@@ -4,7 +4,7 @@
 :mod:`~.rules`          every rule as data: id, severity, title, why, how to mend it
 :mod:`~.report`         findings, what was looked at, and what could not be
 :mod:`~.structure`      the format's own rules, on an adapter from anywhere
-:mod:`~.spectrum`       norm and rank of s·B·A, from the factors alone
+:mod:`~.spectrum`       norm and rank of a change, from the factors alone
 :mod:`~.measure`        one pass over one target's numbers
 :mod:`~.tensors`        what those numbers say
 :mod:`~.reach`          targets whose effect goes beyond one layer's matrices

@@ -49,7 +49,7 @@ def audit(
         skipped.append(Skipped("framing of the file, R-001 to R-012", source))
     else:
         findings.extend(file_findings)
-        checked.append(Checked("files", 1, "the rules R-001 to R-038"))
+        checked.append(Checked("files", 1, "the rules R-001 to R-045"))
 
     sound, broken = sound_targets(adapter, findings)
     skipped.extend(broken)

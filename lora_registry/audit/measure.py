@@ -8,10 +8,11 @@ from math import inf, sqrt
 
 import numpy as np
 
-from lora_registry.adapter import LOW_RANK, Kind, Target, Tensor
+from lora_registry.adapter import Kind, Target, Tensor
 from lora_registry.audit.spectrum import Spectrum, spectra
 from lora_registry.dtypes import DTYPES
 from lora_registry.ops.arrays import to_array
+from lora_registry.ops.factors import FACTORED
 
 _BLOCK = 1 << 20  # elements widened at a time
 
@@ -38,12 +39,18 @@ class Measure:
     Attributes:
         target: which.
         scans: role to what was seen in that tensor.
-        spectra: of the low-rank change, one for each expert; empty where there is none, or it is not finite.
+        spectra: of the change, one for each expert; empty where it has no factors, or they are not finite, or
+            too many (:func:`~lora_registry.audit.spectrum.spectra`).
     """
 
     target: Target
     scans: Mapping[str, Scan]
     spectra: tuple[Spectrum, ...]
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """The roles of the factors, B before A; none where the change has no factors."""
+        return factors(self.target)
 
     @property
     def finite(self) -> bool:
@@ -52,7 +59,7 @@ class Measure:
 
     @property
     def norm(self) -> float | None:
-        """‖s·B·A‖ over all experts, Frobenius; None where there is no spectrum."""
+        """‖ΔW‖ over all experts, Frobenius; None where there is no spectrum."""
         if not self.spectra:
             return None
         largest = max(spectrum.norm for spectrum in self.spectra)
@@ -63,9 +70,9 @@ class Measure:
     @property
     def dead(self) -> bool:
         """Whether the target provably changes nothing, whatever the base holds."""
-        if self.target.kind is Kind.BIAS:
+        if self.target.kind in (Kind.BIAS, Kind.SPARSE):
             return self.scans["delta"].zero or self.target.scale == 0.0
-        if self.target.kind not in LOW_RANK or set(self.scans) != {"A", "B"}:
+        if not self.factors or len(self.factors) < len(self.scans):
             return False  # whether a magnitude or a value changes anything depends on the base
         return bool(self.spectra) and all(spectrum.rank == 0 for spectrum in self.spectra)
 
@@ -77,8 +84,15 @@ def measure(target: Target) -> Measure:
         target: sound by the format's rules.
     """
     scans = {role: scan(tensor) for role, tensor in target.tensors.items()}
-    usable = target.kind in LOW_RANK and not any(scans[role].nonfinite for role in "AB")
+    roles = factors(target)
+    usable = bool(roles) and not any(scans[role].nonfinite for role in roles)
     return Measure(target, scans, spectra(target) if usable else ())
+
+
+def factors(target: Target) -> tuple[str, ...]:
+    """The roles of the factors of ``target``, B before A; none where its change has no factors."""
+    roles = target.tensors.keys() - {"magnitude", "value"} if target.kind in FACTORED else ()
+    return tuple(sorted(roles, reverse=True))
 
 
 def scan(tensor: Tensor) -> Scan:

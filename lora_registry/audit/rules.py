@@ -62,8 +62,8 @@ _TABLE = (
     Rule(
         "A-003",
         _WARNING,
-        "B, or the delta of a bias, is all zero",
-        "B starts at zero, so this target was never trained, or its weights were lost when saving.",
+        "B, C or a delta is all zero",
+        "B (of LoKr, C) starts at zero, so this target was never trained, or its weights were lost when saving.",
         "Train the target, or leave it out of the adapter.",
     ),
     Rule(

@@ -1,7 +1,7 @@
 """The format's own rules on an adapter that is already in memory, wherever it came from.
 
 A native file has passed most of them when it was opened. An adapter that a converter made has not, and the
-digests of the data (R-035) are looked at by no reader.
+data itself (R-035, R-045) is looked at by no reader.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DATA = "R-035"  # bytes that differ from their digest are still numbers of the 
 
 
 def check_structure(adapter: Adapter, document: Mapping[str, Json]) -> tuple[list[Finding], Checked]:
-    """Everything that ``adapter`` breaks of R-009 and R-013 to R-038; reads all of its data.
+    """Everything that ``adapter`` breaks of R-009 and R-013 to R-045; reads all of its data.
 
     Args:
         adapter: the adapter.
@@ -31,7 +31,7 @@ def check_structure(adapter: Adapter, document: Mapping[str, Json]) -> tuple[lis
         for role, tensor in target.tensors.items()
     }
     findings = [*check_document(dict(document), tensors), *check_data(adapter)]
-    return findings, Checked("tensors", len(tensors), "the rules R-009 and R-013 to R-038, and every stated digest")
+    return findings, Checked("tensors", len(tensors), "the rules R-009 and R-013 to R-045, and every stated digest")
 
 
 def sound_targets(adapter: Adapter, findings: list[Finding]) -> tuple[list[Target], list[Skipped]]:

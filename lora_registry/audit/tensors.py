@@ -9,7 +9,7 @@ from math import exp, isinf, log
 
 import numpy as np
 
-from lora_registry.adapter import LOW_RANK, SCALED
+from lora_registry.adapter import SCALED, Kind
 from lora_registry.audit.measure import Measure
 from lora_registry.audit.report import Checked, Skipped
 from lora_registry.audit.rules import found
@@ -22,6 +22,9 @@ OUTLIER_Z = 6.0
 """Robust z score of ln ‖ΔW‖ beyond which a change stands out; chosen by us, not calibrated on a corpus."""
 OUTLIER_RATIO = 3.0
 """A change stands out only where it is this many times the median or the inverse, however alike the others are."""
+
+_STARTS_AT_ZERO = frozenset({"B", "B1", "B2", "A2", "C1", "C2", "delta"})
+"""Roles of which trainers start one at zero: B of LoRA; of LoHa and LoKr, one of the second product or of the sides."""
 
 _NUMBER = re.compile(r"\d+")
 _MAD_TO_SIGMA = 1.4826  # of a normal distribution
@@ -55,13 +58,13 @@ def describe(measures: Sequence[Measure]) -> tuple[list[Checked], list[Skipped]]
     sizes = {name: len(members) for name, members in families(measures).items()}
     checked = [
         Checked("elements", elements, "each looked at for NaN, infinity and zero"),
-        Checked("changes", changes, "norm and rank of s·B·A from its factors, in float64"),
+        Checked("changes", changes, "norm and rank from the factors, in float64"),
         Checked("families", sum(size >= FAMILY for size in sizes.values()), "norms compared, by module name"),
     ]
     skipped = []
-    blind = sum(measure.target.kind in LOW_RANK and not measure.spectra for measure in measures)
-    if blind:
-        skipped.append(Skipped("norm and rank", f"not finite: the factors of {plural(blind, 'target')}"))
+    for what, blind in _blind(measures).items():
+        if blind:
+            skipped.append(Skipped("norm and rank", f"{what} {plural(blind, 'target')}"))
     small = sum(size < FAMILY for size in sizes.values())
     if small:
         skipped.append(
@@ -72,6 +75,17 @@ def describe(measures: Sequence[Measure]) -> tuple[list[Checked], list[Skipped]]
         why = f"depends on the base's weights where there is a magnitude or a value: {plural(based, 'target')}"
         skipped.append(Skipped("size of the change", why))
     return checked, skipped
+
+
+def _blind(measures: Sequence[Measure]) -> dict[str, int]:
+    """Why the changes of some targets were not measured, to how many they are."""
+    unmeasured = [measure for measure in measures if measure.factors and not measure.spectra]
+    broken = sum(any(measure.scans[role].nonfinite for role in measure.factors) for measure in unmeasured)
+    return {
+        "not finite: the factors of": broken,
+        "too many factors to look at together: LoHa or LoKr of": len(unmeasured) - broken,
+        "no factors: the sparse change of": sum(measure.target.kind is Kind.SPARSE for measure in measures),
+    }
 
 
 def families(measures: Sequence[Measure]) -> dict[str, list[Measure]]:
@@ -94,33 +108,34 @@ def _nonfinite(measures: Sequence[Measure]) -> Iterator[Finding]:
                 message = f"{scan.nonfinite} of {scan.elements} elements are NaN or infinite"
                 yield found("A-001", f"{_place(measure)}/tensors/{role}", message)
         if measure.norm is not None and isinf(measure.norm):
-            yield found("A-001", _place(measure), "s·B·A overflows float64")
+            yield found("A-001", _place(measure), "the change overflows float64")
 
 
 def _nothing(measures: Sequence[Measure]) -> Finding:
     """A-002, with the reasons that A-003 to A-005 would give target by target."""
     reasons = Counter(finding.rule for measure in measures for finding in _zeros(measure))
-    words = {"A-003": "B or delta", "A-004": "A", "A-005": "the scale"}
+    words = {"A-003": "B, C or delta", "A-004": "A", "A-005": "the scale"}
     why = [f"{words[rule]} is zero in {count}" for rule, count in sorted(reasons.items())]
-    message = f"{plural(len(measures), 'target')}, and all leave the base as it is: {', '.join(why) or 's·B·A is zero'}"
+    message = (
+        f"{plural(len(measures), 'target')}, and all leave the base as it is: {', '.join(why) or 'the product is zero'}"
+    )
     return found("A-002", "targets", message)
 
 
 def _zeros(measure: Measure) -> Iterator[Finding]:
     """A-003 to A-005: the reasons for which a target does nothing, each by itself."""
     target = measure.target
-    for role in ("B", "delta"):
-        if role in measure.scans and measure.scans[role].zero:
-            yield found("A-003", f"{_place(measure)}/tensors/{role}", "is all zero")
-    if "A" in measure.scans and measure.scans["A"].zero:
-        yield found("A-004", f"{_place(measure)}/tensors/A", "is all zero")
+    for role in sorted(measure.scans.keys() & {*measure.factors, "delta"}, reverse=True):
+        if measure.scans[role].zero:
+            rule = "A-003" if role in _STARTS_AT_ZERO else "A-004"
+            yield found(rule, f"{_place(measure)}/tensors/{role}", "is all zero")
     if target.scale == 0.0 and target.kind in SCALED:
         yield found("A-005", f"{_place(measure)}/scale", "is zero")
 
 
 def _explained(measure: Measure) -> bool:
     """Whether a rank of zero is said already by A-003 to A-005."""
-    return measure.target.scale == 0.0 or any(measure.scans[role].zero for role in "AB" if role in measure.scans)
+    return measure.target.scale == 0.0 or any(measure.scans[role].zero for role in measure.factors)
 
 
 def _ranks(measures: Sequence[Measure]) -> Iterator[Finding]:
@@ -155,24 +170,24 @@ def _outliers(name: str, members: Sequence[Measure]) -> Iterator[Finding]:
 
 
 def _copies(measures: Sequence[Measure]) -> Iterator[Finding]:
-    """A-008: equal B first, and A only where B agrees, so that most tensors are hashed at most once."""
-    by_b = defaultdict(list)
+    """A-008: equal B first, and the others only where B agrees, so that most tensors are hashed at most once."""
+    by_first = defaultdict(list)
     for measure in measures:
         if measure.norm:
-            by_b[measure.target.shape, measure.target.digest("B")].append(measure.target)
-    for alike in by_b.values():
-        by_a = defaultdict(list)
+            first = measure.target.digest(measure.factors[0])
+            by_first[measure.target.shape, measure.factors, first].append(measure.target)
+    for (_, roles, _), alike in by_first.items():
+        by_others = defaultdict(list)
         for target in alike if len(alike) > 1 else ():
-            by_a[target.digest("A")].append(target.name)
-        for names in by_a.values():
+            by_others[tuple(target.digest(role) for role in roles[1:])].append(target.name)
+        for names in by_others.values():
             if len(names) > 1:
-                yield found("A-008", f"targets/{printable(names[0], 256)}", f"same A and B as {listed(names[1:])}")
+                same = " and ".join(reversed(roles))
+                yield found("A-008", f"targets/{printable(names[0], 256)}", f"same {same} as {listed(names[1:])}")
 
 
 def _dtypes(measures: Sequence[Measure]) -> Iterator[Finding]:
-    counts = Counter(
-        tensor.dtype for measure in measures for role, tensor in measure.target.tensors.items() if role in ("A", "B")
-    )
+    counts = Counter(measure.target.tensors[role].dtype for measure in measures for role in measure.factors)
     if len(counts) > 1:
         parts = ", ".join(f"{count} {dtype}" for dtype, count in counts.most_common())
         yield found("A-009", "targets", f"the factors are {parts}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from lora_registry.adapter import Adapter, Base, Kind, Layout, Target
 from lora_registry.merge.base import open_base
 from lora_registry.ops.arrays import Array, from_array
 from lora_registry.ops.base_model import BaseModel
-from lora_registry.ops.fingerprint import fingerprint
+from lora_registry.ops.fingerprint import target_fingerprint
 
 LAYERS = 18  # enough for a family of which one can stand out
 OPEN = Callable[[dict[str, Array]], BaseModel]
@@ -44,15 +45,15 @@ def clean(weights: dict[str, Array]) -> Adapter:
         return random.normal(0, 0.1, shape).astype(np.float32)
 
     def target(name: str, kind: Kind, layout: Layout, tensors: dict[str, Array]) -> Target:
-        return Target(
+        made = Target(
             name=name,
             kind=kind,
             layout=layout,
             shape=weights[name].shape,
             tensors={role: from_array(array) for role, array in tensors.items()},
             scale=2.0,
-            fingerprint=fingerprint(weights[name]),
         )
+        return replace(made, fingerprint=target_fingerprint(made, weights[name]))
 
     targets = [
         target(name, Kind.LINEAR, ("out", "in"), {"A": normal(3, 10), "B": normal(12, 3)})

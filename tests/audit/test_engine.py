@@ -123,7 +123,7 @@ def test_nothing_is_said_once(clean: Adapter) -> None:
     empty = replace(clean, targets=tuple(replace(target, scale=0.0) for target in clean))
     zero = from_array(np.zeros((12, 3), np.float32))
     (finding,) = audit(with_first(empty, tensors={"B": zero})).findings
-    reasons = "B or delta is zero in 1, the scale is zero in 22"
+    reasons = "B, C or delta is zero in 1, the scale is zero in 22"
     assert str(finding) == f"A-002 at targets: 22 targets, and all leave the base as it is: {reasons}"
 
 
