@@ -50,6 +50,24 @@ def test_what_the_grammar_makes_is_a_reference(text: str) -> None:
     assert str(Reference.parse(text, default_tag=None)) == text
 
 
+COMPONENT, TAG, HOST = (
+    st.from_regex(pattern, fullmatch=True).filter(lambda text: len(text) < 60)
+    for pattern in (reference._COMPONENT, reference._TAG, reference._HOST)
+)
+
+
+@given(st.lists(COMPONENT, min_size=1, max_size=3), TAG, st.none() | HOST)
+def test_what_the_code_reads_is_in_the_grammar(components: list[str], tag: str, host: str | None) -> None:
+    """Components, tags and hosts of the code, put together, are refused by both or by neither."""
+    text = "/".join([*([host] if host else []), *components]) + f":{tag}"
+    try:
+        Reference.parse(text)
+    except UsageError:
+        assert not GRAMMAR.fullmatch(text)
+    else:
+        assert GRAMMAR.fullmatch(text)
+
+
 @given(
     st.text(LETTERS, max_size=12)
     | st.text(max_size=12)
@@ -68,6 +86,7 @@ def test_what_is_read_follows_the_grammar(text: str) -> None:
 @pytest.mark.parametrize("case", example("references"), ids=lambda case: case["text"][:30])
 def test_reference_example(case: dict[str, str]) -> None:
     """G-010: The references of the text have the parts that it states."""
+    assert GRAMMAR.fullmatch(case["text"])
     parsed = Reference.parse(case["text"])
     digest = None if parsed.digest is None else str(parsed.digest)
     assert (parsed.host, parsed.repository, parsed.tag, digest) == (
