@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import BinaryIO
 
-_GRAMMAR = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
+_PREFIX = "sha256:"
+_GRAMMAR = re.compile(rf"{_PREFIX}[0-9a-f]{{64}}", re.ASCII)
 
 CHUNK = 1 << 20  # bytes read at a time; larger does not hash faster
 
@@ -30,10 +31,9 @@ class Digest:
         Raises:
             ValueError: the text does not follow the grammar (upper case does not).
         """
-        match = _GRAMMAR.fullmatch(text)
-        if match is None:
+        if not cls.is_well_formed(text):
             raise ValueError(f"not a digest of the form sha256:<64 hex digits>: {text!r}")
-        return cls(match[1])
+        return cls(text[len(_PREFIX) :])
 
     @staticmethod
     def is_well_formed(text: str) -> bool:
@@ -70,4 +70,4 @@ class Digest:
         return self.hex[:12]
 
     def __str__(self) -> str:
-        return f"sha256:{self.hex}"
+        return f"{_PREFIX}{self.hex}"
