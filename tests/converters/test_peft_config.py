@@ -52,7 +52,6 @@ def test_other_methods_are_refused_by_name(saved: Path, edit: Edit, kind: PeftTy
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("alora_invocation_tokens", [1, 2]),
         ("use_qalora", True),
         ("use_bdlora", {"nblocks": 2}),
         ("layer_replication", [[0, 4], [2, 5]]),

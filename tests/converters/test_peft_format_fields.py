@@ -49,18 +49,29 @@ GROWN = Target(
 @pytest.mark.parametrize(
     "adapter",
     [
-        Adapter(targets=(LINEAR,), gate=(7, 8)),
         Adapter(targets=(LINEAR, LOHA)),
         Adapter(targets=(LINEAR,), requires_read=frozenset({"gate"})),
         Adapter(targets=(LINEAR, GROWN)),
     ],
-    ids=["gate", "loha", "requires", "length"],
+    ids=["loha", "requires", "length"],
 )
 def test_what_changes_the_result_is_refused(adapter: Adapter, tmp_path: Path) -> None:
-    """A gate, a kind that needs a feature, and a longer vocabulary are refused, and nothing is written."""
+    """A kind or another thing that needs a feature, and a longer vocabulary, are refused, and nothing is written."""
     with pytest.raises(UnsupportedError):
         converter.write(adapter, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_shape_of_a_table_is_lost_and_its_rows_are_not(tmp_path: Path) -> None:
+    """PEFT's files name rows and leave the table to the base; a table that grows is refused by its length."""
+    table = replace(GROWN, shape=(12, 6), length=None)
+    report = converter.write(Adapter(targets=(LINEAR, table)), tmp_path / "out")
+    assert "shape of a table of trained rows" in {entry.subject for entry in report.losses}
+    again = converter.read(tmp_path / "out")[0].target(table.name)
+    assert (again.rows, again.shape) == ((10, 11), None)
+    with pytest.raises(UnsupportedError) as refused:
+        converter.write(Adapter(targets=(LINEAR, GROWN)), tmp_path / "grown")
+    assert "grows to 12 rows" in str(refused.value.findings[0])
 
 
 @pytest.mark.parametrize(

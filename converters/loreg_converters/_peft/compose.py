@@ -96,6 +96,8 @@ def compose(adapter: Adapter, plan: Plan, original: Config | None, report: Repor
     config |= _saved(plan, original)
     config |= _tokens(plan, original)
     config["use_dora"], config["lora_bias"] = plan.dora, plan.lora_bias
+    if adapter.gate != (original.gate if original else ()):
+        config["alora_invocation_tokens"] = list[Json](adapter.gate) or None
     config["fan_in_fan_out"] = _flag(config, plan, original, report)
     if any(target.layout[:1] == ("expert",) for target in adapter) and (original is None or not _is_new(original)):
         config["peft_version"] = WRITTEN_VERSION

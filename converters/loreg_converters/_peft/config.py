@@ -28,6 +28,7 @@ UNDERSTOOD = frozenset({
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
     "target_modules", "target_parameters", "modules_to_save", "trainable_token_indices", "bias",
     "fan_in_fan_out", "use_dora", "lora_bias", "init_lora_weights", "task_type", "auto_mapping",
+    "alora_invocation_tokens",
 })  # fmt: skip
 """Fields whose values the reader uses or checks."""
 
@@ -45,7 +46,6 @@ TRAINING_ONLY = {
 """Variants that leave the trained adapter a plain LoRA (``tuners/lora/variants.py``)."""
 
 REFUSED = {
-    "alora_invocation_tokens": "activated LoRA acts only after certain tokens; it is no change of the weights",
     "use_qalora": "QA-LoRA pools the inputs before A; it is no plain s·B·A",
     "use_bdlora": "block-diagonal LoRA keeps only blocks of a factor; PEFT alone can lay them out",
     "layer_replication": "the base model itself is rebuilt from repeated layers",
@@ -85,6 +85,7 @@ class Config:
     Attributes:
         raw: the JSON object as it stands in the file.
         target_parameters: suffix of a module, empty for all of them, to parameters.
+        gate: the tokens that switch an activated LoRA on; empty for any other.
         unknown: fields that this version does not know and that are switched off.
     """
 
@@ -94,6 +95,7 @@ class Config:
     target_parameters: Mapping[str, tuple[str, ...]]
     modules_to_save: frozenset[str]
     token_indices: Mapping[str, tuple[int, ...]] | tuple[int, ...] | None
+    gate: tuple[int, ...]
     bias: str
     fan_in_fan_out: bool
     dora: bool
@@ -245,6 +247,7 @@ def _parsed(raw: Mapping[str, Json], where: str) -> Config:
         target_parameters=_by_module(fields.names("target_parameters") or ()),
         modules_to_save=fields.names("modules_to_save") or frozenset(),
         token_indices=fields.token_indices(),
+        gate=fields.gate(),
         bias=fields.text("bias") or "none",
         fan_in_fan_out=fields.flag("fan_in_fan_out"),
         dora=fields.flag("use_dora"),
@@ -325,6 +328,10 @@ class _Fields:
         if isinstance(value, dict):
             return {name: self._rows(f"trainable_token_indices/{name}", rows) for name, rows in value.items()}
         return self._rows("trainable_token_indices", value)
+
+    def gate(self) -> tuple[int, ...]:
+        value = self._raw.get("alora_invocation_tokens")
+        return () if value is None else self._rows("alora_invocation_tokens", value)
 
     def _rows(self, place: str, value: Json) -> tuple[int, ...]:
         if isinstance(value, list) and all(type(row) is int and row >= 0 for row in value):

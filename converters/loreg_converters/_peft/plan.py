@@ -232,6 +232,8 @@ class _Planner:
         module, _, leaf = target.name.rpartition(".")
         if leaf != "weight" or not module:
             self._refuse(target, "trained rows of something that is no embedding's weight")
+        if target.length is not None:
+            self._refuse(target, f"a table that grows to {target.length} rows; PEFT saves a resized embedding whole")
         self.plan.tokens[module] = target
         self._put(f"{module}.token_adapter.trainable_tokens_delta", target.tensors["value"])
 

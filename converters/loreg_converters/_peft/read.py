@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lora_registry.adapter import Adapter, Base, Json, Kind, Target, Tensor
@@ -49,7 +49,7 @@ def read_folder(folder: Path) -> tuple[Adapter, Report]:
     refuse(str(folder), [*findings, *problems])
     _note_untouched(content, config, report)
     base, origin = _provenance(config, report)
-    return Adapter(targets=tuple(targets), base=base, origin=origin), report
+    return Adapter(targets=tuple(targets), base=base, origin=origin, gate=config.gate), report
 
 
 def _tensors(folder: Path, report: Report) -> Mapping[str, Tensor]:
@@ -97,7 +97,7 @@ def _targets(
         for path, tensor in values.items()
         if path not in builder.taken
     ]
-    findings = [*placed.findings, *builder.findings, *findings]
+    findings = [*placed.findings, *builder.findings, *findings, *(_always_on(targets) if config.gate else [])]
     seen: set[str] = set()
     for target in targets:
         if target.name in seen:
@@ -106,6 +106,15 @@ def _targets(
     if not targets and not findings:
         findings.append(broken("keys", "there is no tensor of an adapter"))
     return targets, findings
+
+
+def _always_on(targets: Sequence[Target]) -> Iterator[Finding]:
+    """What is on before the tokens of an activated LoRA come, beside factors that are not."""
+    for target in targets:
+        extra = target.tensors.keys() - {"A", "B", "delta"}
+        if extra:
+            what = ", ".join(sorted(extra))
+            yield unsupported(target.name, f"a gate opens for the whole adapter, and PEFT applies this {what} always")
 
 
 def _note_untouched(content: Sorted, config: Config, report: Report) -> None:

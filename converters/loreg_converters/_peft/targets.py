@@ -91,6 +91,8 @@ class TargetBuilder:
         if not math.isfinite(scale):
             self._problem(place, f"a scale of {scale}")
             return
+        if self._config.gate and (place.parameter or place.attention or target.kind is not Kind.LINEAR):
+            self.findings.append(unsupported(place.name, "PEFT's activated LoRA takes linear layers only"))
         tensors = dict(target.tensors)
         assert target.shape is not None
         out = target.shape[target.layout.index("out")]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lora_registry.adapter import Adapter, Json, Target
+from lora_registry.adapter import Adapter, Json, Kind, Target
 from lora_registry.convert.report import Report
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.format.container import encode_tensors
-from lora_registry.format.features import required_features
+from lora_registry.format.features import GATE, required_features
 from lora_registry.format.files import atomic_write, refuse_existing, staging_folder, storage_errors, sync_folder
 from loreg_converters._peft.compose import compose, expert_swaps, given_names, original_config
 from loreg_converters._peft.files import CONFIG, WEIGHTS
@@ -26,8 +26,7 @@ def write_folder(adapter: Adapter, folder: Path) -> Report:
     """
     refuse_existing(folder)
     report = Report("peft")
-    if needed := required_features(adapter):
-        raise UnsupportedError(f"the adapter requires {', '.join(needed)}, which PEFT cannot say")
+    _refuse_features(adapter)
     _note_losses(adapter, report)
     original = original_config(adapter, report)
     parameters, saved = given_names(adapter, original)
@@ -44,6 +43,13 @@ def write_folder(adapter: Adapter, folder: Path) -> Report:
     return report
 
 
+def _refuse_features(adapter: Adapter) -> None:
+    """PEFT has activated LoRA, which is the gate, and of all other features none."""
+    needed = set(required_features(adapter)) - ({GATE} if adapter.gate else set())
+    if needed:
+        raise UnsupportedError(f"the adapter requires {', '.join(sorted(needed))}, which PEFT's LoRA cannot say")
+
+
 def _note_losses(adapter: Adapter, report: Report) -> None:
     for what, there in (
         ("info", adapter.info),
@@ -54,6 +60,7 @@ def _note_losses(adapter: Adapter, report: Report) -> None:
         ("training", adapter.training),
         ("extensions", adapter.extensions),
         ("fingerprints of the base", any(target.fingerprint for target in adapter)),
+        ("shape of a table of trained rows", any(_unsaid(target) for target in adapter)),
         ("segments", any(target.segments for target in adapter)),
         ("how many ranks are initial", any(target.initial for target in adapter)),
         ("fields that this version does not know", adapter.extra or adapter.base.extra),
@@ -82,6 +89,8 @@ def _read_back(adapter: Adapter, folder: Path, plan: Plan) -> None:
             raise UnsupportedError(
                 f"PEFT's files cannot say {before.name}: it would be read as {_meaning(after, plan)}"
             )
+    if adapter.gate != again.gate:
+        raise UnsupportedError(f"PEFT's files would have the gate {list(again.gate)}, not {list(adapter.gate)}")
     if len(adapter) != len(again):
         raise UnsupportedError(f"PEFT's files would hold {len(again)} targets, not {len(adapter)}")
 
@@ -89,5 +98,11 @@ def _read_back(adapter: Adapter, folder: Path, plan: Plan) -> None:
 def _meaning(target: Target, plan: Plan) -> tuple[object, ...]:
     """Everything but the tensors' bytes and what PEFT decides by itself."""
     shapes = {} if target.name in plan.exchanged else {role: tensor.shape for role, tensor in target.tensors.items()}
-    shape = sorted(target.shape or ())  # PEFT asks each module for the order of its axes
+    # PEFT asks each module for the order of its axes, and each embedding for the number of its rows.
+    shape = [] if _unsaid(target) else sorted(target.shape or ())
     return target.name, target.kind, target.scale, target.groups, target.rows, shape, shapes
+
+
+def _unsaid(target: Target) -> bool:
+    """Whether the target has a shape that no tensor of PEFT's tells."""
+    return target.kind is Kind.TOKENS and target.shape is not None
