@@ -25,7 +25,7 @@ from lora_registry.format.reader import SUFFIX, check_file, read_adapter
 from lora_registry.format.segment_rules import from_record
 from lora_registry.ops.arrays import from_array
 from lora_registry.ops.change import merged
-from lora_registry.ops.fingerprint import fingerprint
+from lora_registry.ops.fingerprint import target_fingerprint
 
 SPEC = Path(__file__).parent.parent / "spec"
 FORMAT = SPEC / "adapter-format.md"
@@ -278,7 +278,9 @@ def test_invalid_example(rule: str, example: dict[str, Any], tmp_path: Path) -> 
 def test_fingerprint_example(example: dict[str, Any]) -> None:
     """The fingerprints in the text are those of the code."""
     array = np.array(example["values"]).astype(DTYPES[example["dtype"]].numpy)
-    assert str(fingerprint(array)) == example["fingerprint"]
+    kind, layout = Kind(example.get("kind", "full")), tuple(example.get("layout", ()))
+    target = Target(name="w", kind=kind, layout=layout, shape=array.shape, tensors={})
+    assert str(target_fingerprint(target, array)) == example["fingerprint"]
 
 
 def test_root_example() -> None:
