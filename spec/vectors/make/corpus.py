@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import canonical_cases
+import edit_cases
 import invalid_document
 import invalid_framing
 import invalid_target
+import limits
+import merge_cases
+import probe_cases
+import rounding_cases
 import valid
-from vector import Vector
+import valid_fields
+from vector import Vector, everywhere
 
 VERSION = "1.0.0"
 FORMAT = "1.0"
@@ -17,13 +24,29 @@ INDEX = "index.json"
 LARGEST = 4096
 """Bytes of a vector's file, at most."""
 
-_TABLES = (valid.vectors, invalid_framing.vectors, invalid_document.vectors, invalid_target.vectors)
+_BASE = "merge/linear-out-in.base.safetensors"
+_TABLES = (
+    valid.vectors,
+    valid_fields.vectors,
+    invalid_framing.vectors,
+    invalid_document.vectors,
+    invalid_target.vectors,
+    limits.vectors,
+    canonical_cases.vectors,
+    edit_cases.vectors,
+    merge_cases.vectors,
+    rounding_cases.vectors,
+    probe_cases.vectors,
+)
 
 
 def vectors() -> Iterator[Vector]:
-    """Every vector, in the order of the index."""
-    for table in _TABLES:
-        yield from table()
+    """Every vector, in the order of the index; the first of each invalid kind is refused by all operations."""
+    seen: set[tuple[str, ...]] = set()
+    for vector in (vector for table in _TABLES for vector in table()):
+        first = vector.id.startswith("invalid/") and vector.rules not in seen
+        seen |= {vector.rules}
+        yield everywhere(vector, _BASE) if first else vector
 
 
 def files() -> dict[str, bytes]:

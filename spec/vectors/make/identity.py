@@ -12,7 +12,7 @@ from draft import Draft
 from floats import FLOATS
 
 _MEANING = ("kind", "layout", "shape", "scale", "groups", "rows", "length")
-_TWO_ORDERS = ("linear", "experts", "loha", "lokr")
+TWO_ORDERS = ("linear", "experts", "loha", "lokr")
 
 
 def _digest(domain: str, data: bytes) -> str:
@@ -45,7 +45,7 @@ def _meaning(draft: Draft, name: str, target: dict[str, Any]) -> dict[str, Any]:
 def fingerprint(base: Tensor, target: dict[str, Any]) -> str:
     """The fingerprint of a base tensor, in logical axis order (section 9)."""
     shape, values = list(base.shape), base.values
-    if target["kind"] in _TWO_ORDERS and target["layout"][-2:] == ["in", "out"]:
+    if target["kind"] in TWO_ORDERS and target["layout"][-2:] == ["in", "out"]:
         values = transposed(values, *shape[-2:])
         shape[-2:] = shape[:-3:-1]
     widens = base.dtype in FLOATS and base.dtype != "F64"

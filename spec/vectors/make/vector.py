@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import identity
@@ -113,3 +113,20 @@ def sound(
     files = {} if data == written else {file: written}
     common = {"read": reading(draft), "validate": {"rules": []}, "write": {"file": file}}
     return Vector(id_, why, rules, common | expect, data=data, needs=needed(draft), files=files)
+
+
+def everywhere(vector: Vector, base: str) -> Vector:
+    """The same vector, whose refusal is expected of every operation that refuses.
+
+    Args:
+        vector: a file that breaks a rule.
+        base: any base; the adapter is refused before it counts.
+    """
+    refusal = vector.expect["read"]
+    more = {
+        "write": refusal,
+        "edit": {"title": "x", **refusal},
+        "merge": {"base": base, **refusal},
+        "probe": refusal,
+    }
+    return replace(vector, expect=vector.expect | more)

@@ -1,0 +1,84 @@
+"""Probe certificates beyond those of the merged adapters: long streams, groups, gates, and one change in several forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import probe
+import samples
+from container import Tensor, tensor
+from draft import Draft, adapter, one
+from samples import IN_OUT
+from vector import Vector, sound
+
+LEFT, RIGHT = [[1, 2], [3, 4], [5, 6]], [[1, 0, 2, 1], [0, 1, 1, 3]]
+
+
+def flat(rows: list[list[int]], times: float = 1) -> list[float]:
+    """The elements of rows, each multiplied."""
+    return [value * times for row in rows for value in row]
+
+
+def pair(left: list[list[int]], right: list[list[int]], times: float = 1) -> dict[str, Tensor]:
+    """Factors of these elements, B multiplied."""
+    return {
+        "A": tensor("F32", (len(right), len(right[0])), flat(right)),
+        "B": tensor("F32", (len(left), len(left[0])), flat(left, times)),
+    }
+
+
+def forms() -> Iterator[tuple[str, str, Draft]]:
+    """One change of three outputs and four inputs, written in different ways: their numbers are the same."""
+    yield "form-plain", "the change that the other forms make too", samples.linear(pair(LEFT, RIGHT), scale=2)
+    yield "form-scale-in-b", "the scale in B", samples.linear(pair(LEFT, RIGHT, 2), scale=1)
+    padded = pair([[*row, 0] for row in LEFT], [*RIGHT, [9, 9, 9, 9]])
+    yield "form-padded", "a rank that does nothing", samples.linear(padded, scale=2)
+    swapped = pair([row[::-1] for row in LEFT], RIGHT[::-1])
+    yield "form-ranks-swapped", "the ranks in another order", samples.linear(swapped, scale=2)
+    turned = samples.linear(pair(LEFT, RIGHT), scale=2, layout=IN_OUT, shape=[4, 3])
+    yield "form-in-out", "for a base that is stored transposed", turned
+    left, right = [[*row, -1] for row in LEFT], [*RIGHT, [1, 1, 1, 1]]
+    undone = pair([[*row, 1] for row in left], [*right, [1, 1, 1, 1]])
+    yield "form-initial", "with initial factors that cancel others", samples.linear(undone, scale=2, initial=1)
+    dense = {"index": list(range(12)), "delta": [sum(x * y for x, y in zip(row, column, strict=True)) for row in LEFT for column in zip(*RIGHT, strict=True)]}
+    yield "form-sparse", "every element for itself", samples.requiring(
+        one(
+            {"index": tensor("I64", (12,), dense["index"]), "delta": tensor("F32", (12,), dense["delta"])},
+            kind="sparse", shape=[3, 4], scale=2,
+        ),
+        "sparse",
+    )  # fmt: skip
+    stacked = {"A": tensor("F32", (1, 2, 4), flat(RIGHT)), "B": tensor("F32", (1, 3, 2), flat(LEFT))}
+    yield "form-experts", "as the one expert", samples.experts(stacked, shape=[1, 3, 4], scale=2)
+
+
+def drafts() -> Iterator[tuple[str, str, Draft]]:
+    """Everything else."""
+    for out, inner in ((2, 300), (300, 2), (3, 600)):
+        items = samples.factors((1, inner), (out, 1), "F8_E4M3")
+        yield f"long-{out}-{inner}", "signs out of more than one digest of a stream", samples.linear(items, shape=[out, inner])
+    yield "groups", "a grouped convolution: in is the whole input", samples.conv(2, groups=2)
+    gated = samples.requiring(samples.linear(), "gate")
+    gated.document["gate"] = {"tokens": [3]}
+    yield "gate", "a gate changes no number", gated
+    yield "scale-zero", "a change of nothing", samples.linear(scale=0)
+    yield "scale-smallest", "the smallest scale there is", samples.linear(scale=5e-324)
+    yield "scale-large", "a large scale", samples.linear(scale=1e200)
+    cancelling = {"A": tensor("F32", (2, 4), [1, 1, 1, 1, -1, -1, -1, -1]), "B": tensor("F32", (3, 2), [1 << 20] * 6)}
+    yield "cancelling", "ranks that cancel each other", samples.linear(cancelling)
+    values = {dtype: ({"kind": "full", "shape": [3]}, {"value": tensor(dtype, (3,))}) for dtype in ("BOOL", "U64", "I8", "F8_E5M2")}
+    yield "full-types", "values of several element types", adapter(values)
+    yield "full-many-axes", "a value of four axes is a matrix of its first", samples.full(tensor("F32", (2, 1, 3, 2)))
+    yield "names", "names that hold solidi", adapter({name: ({"kind": "full", "shape": [1]}, {"value": tensor("F32", (1,))}) for name in ("a/A", "a", "a/b/value")})
+    value = {"value": tensor("F32", (5, 3)), "magnitude": tensor("F64", (3,), [0.1, -0.2, 3e-9])}
+    yield "embedding-all", "three components of one target; the value as it is stored", samples.embedding(value)
+    value = {"value": tensor("F32", (2, 4, 3))}
+    yield "experts-in-out", "a value in the axis order of its fingerprint", samples.experts(value, layout=["expert", *IN_OUT], shape=[2, 4, 3])
+    yield "sparse-no-axis", "an element of a tensor without axes", samples.sparse((0,), ())
+
+
+def vectors() -> Iterator[Vector]:
+    """All of them."""
+    for table in (forms, drafts):
+        for name, why, draft in table():
+            yield sound(name, why, draft, folder="probe", rules=("P-051",), probe=probe.certificate(draft))
