@@ -92,7 +92,9 @@ def _constant(name: str) -> NoReturn:
     raise JsonError(f"{name} is not JSON")
 
 
-def _integer(digits: str) -> int:
+def _integer(digits: str) -> int | float:
+    if digits == "-0":  # no integer to most parsers; the reference library of safetensors refuses it as an offset
+        return -0.0
     if len(digits) < 16:
         return int(digits)
     if len(digits) > 17 or abs(int(digits)) > SAFE_INTEGER:

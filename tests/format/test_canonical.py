@@ -173,6 +173,13 @@ def test_strings_without_an_end(text: str) -> None:
         decode(text + "," * (JSON_SEPARATORS + 1))
 
 
+def test_minus_zero_is_no_integer() -> None:
+    """-0 is a number with a sign, as in JavaScript, so that no length, offset or row is written so."""
+    assert type(decode(b"-0")) is float
+    assert type(decode(b"0")) is int
+    assert encode(decode(b"[-0,-0.0,0]")) == b"[0,0,0]"
+
+
 def test_depth() -> None:
     """Nesting is bounded alike on the way in and on the way out."""
     value: Any = 0

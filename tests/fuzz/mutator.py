@@ -144,6 +144,8 @@ def mutated(file: bytes, random: Random) -> bytes:
         fitted(parts)
     if random.random() < 0.8:
         stated(parts)
+    if random.random() < 0.1:  # behind the repairs, so that what they repair is changed, too
+        change({"header": parts.header}, random)
     return joined(parts, random, oddity=random.choice((0.0, 0.0, 0.02, 0.2)))
 
 

@@ -21,16 +21,13 @@ from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
 from lora_registry.format.features import FEATURES, content_features
 from lora_registry.format.limits import SAFE_INTEGER
-from lora_registry.format.target_rules import OPTIONAL
+from lora_registry.format.target_rules import OPTIONAL, SEGMENTED
 from lora_registry.segments import Rope, Segment, Segments
 
 T = TypeVar("T")
 
 FORMS: list[tuple[Kind, Layout]] = [(kind, layout) for kind in Kind for layout in sorted(LAYOUTS[kind])]
 """Every kind with every layout of it."""
-
-FUSED = frozenset({Kind.LINEAR, Kind.EXPERTS, Kind.BIAS, Kind.LOHA, Kind.LOKR})
-"""The kinds that may have segments (R-042)."""
 
 EFFORT = int(os.environ.get("LOREG_TEST_EFFORT", "1"))
 FLOATING = sorted(name for name, dtype in DTYPES.items() if dtype.floating)
@@ -179,7 +176,7 @@ def targets(draw: st.DrawFn, name: str, form: tuple[Kind, Layout] | None = None)
         groups=groups,
         rows=rows,
         length=length,
-        segments=draw(st.none() | segments(out)) if kind in FUSED else None,
+        segments=draw(st.none() | segments(out)) if kind in SEGMENTED else None,
         initial=draw(st.integers(0, rank - 1)) if kind in LOW_RANK else 0,
         fingerprint=draw(st.none() | DIGESTS),
         extra=draw(unknown(*known(Target))),
