@@ -33,10 +33,7 @@ def check_descriptions(document: Mapping[str, Json]) -> Iterator[Finding]:
 
 def is_digest(value: Json) -> bool:
     """Whether ``value`` is a digest in the one spelling of spec section 2."""
-    try:
-        return isinstance(value, str) and bool(Digest.parse(value))
-    except ValueError:
-        return False
+    return isinstance(value, str) and Digest.is_well_formed(value)
 
 
 def _strings(rule: str, place: str, record: Mapping[str, Json], names: tuple[str, ...]) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from lora_registry.format.canonical import is_integers
 from lora_registry.format.description_rules import check_descriptions
 from lora_registry.format.features import FEATURES, GATE, KIND_FEATURES
 from lora_registry.format.limits import NAME_BYTES
-from lora_registry.format.target_rules import ROLES, Spec, check_target
+from lora_registry.format.target_rules import Spec, check_target
 
 FORMAT_MAJOR = 1
 KEY = "loreg"
@@ -170,6 +170,7 @@ def _targets(document: Mapping[str, Json], tensors: Mapping[str, Spec]) -> Itera
         yield Finding("R-020", "targets", "is no object with at least one target")
         return
     taken: set[str] = set()
+    found = _by_target(tensors)
     for name, target in record.items():
         place = f"targets/{name}"
         if not _NAME.fullmatch(name):
@@ -183,10 +184,14 @@ def _targets(document: Mapping[str, Json], tensors: Mapping[str, Spec]) -> Itera
         kind = target.get("kind")
         if isinstance(kind, str) and kind in KIND_FEATURES:  # Kind is a str: the record's spelling is the key
             yield from _needed(document, KIND_FEATURES[Kind(kind)], f"{place}/kind")
-        yield from check_target(place, target, _of_target(name, tensors))
+        yield from check_target(place, target, found.get(name, {}))
     for key in sorted(set(tensors) - taken):
         yield Finding("R-027", key, "belongs to no target")
 
 
-def _of_target(name: str, tensors: Mapping[str, Spec]) -> dict[str, Spec]:
-    return {role: tensors[f"{name}/{role}"] for role in ROLES if f"{name}/{role}" in tensors}
+def _by_target(tensors: Mapping[str, Spec]) -> dict[str, dict[str, Spec]]:
+    found: dict[str, dict[str, Spec]] = {}
+    for key, spec in tensors.items():
+        name, _, role = key.rpartition("/")
+        found.setdefault(name, {})[role] = spec
+    return found

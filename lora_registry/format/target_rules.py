@@ -53,6 +53,15 @@ ROLES: tuple[str, ...] = ("A", "B", "A1", "B1", "A2", "B2", "C1", "C2", "magnitu
 SEGMENTED: frozenset[Kind] = frozenset({Kind.LINEAR, Kind.EXPERTS, Kind.BIAS, Kind.LOHA, Kind.LOKR})
 """The kinds whose outputs may have segments (rule R-042)."""
 
+_BELONGING: tuple[tuple[str, frozenset[Kind], str], ...] = (
+    ("groups", frozenset({Kind.CONV}), "R-032"),
+    ("rows", frozenset({Kind.TOKENS}), "R-033"),
+    ("segments", SEGMENTED, "R-042"),
+    ("initial", LOW_RANK, "R-043"),
+    ("length", frozenset({Kind.TOKENS}), "R-044"),
+)
+"""Fields that mean something for some kinds only, and the rule that says so."""
+
 
 def check_target(place: str, target: Mapping[str, Json], tensors: Mapping[str, Spec]) -> Iterator[Finding]:
     """Everything that one target breaks, R-022 to R-036 and R-042 to R-044.
@@ -114,41 +123,35 @@ def _roles(place: str, kind: Kind, target: Mapping[str, Json], tensors: Mapping[
     if not isinstance(stated, dict):
         yield Finding("R-026", f"{place}/tensors", "is no object")
         return
-    optional = OPTIONAL.get(kind, frozenset())
+    names = set(stated)
     # What is closest to what stands there is what was meant: the fewest roles too many, then too few.
-    required = min(REQUIRED[kind], key=lambda roles: (len(set(stated) - roles), len(roles - set(stated))))
-    for role in sorted(required - set(stated)):
+    required = min(REQUIRED[kind], key=lambda roles: (len(names - roles), len(roles - names)))
+    known = required | OPTIONAL.get(kind, frozenset())
+    for role in sorted(required - names):
         yield Finding("R-026", f"{place}/tensors", f"a {kind} target needs {role}")
-    for role in sorted(set(stated) - required - optional):
+    for role in sorted(names - known):
         yield Finding("R-026", f"{place}/tensors/{role}", f"a {kind} target has no {role} here")
     for role, digest in stated.items():
-        if role not in required | optional:
+        if role not in known:
             continue
         if not is_digest(digest):
             yield Finding("R-034", f"{place}/tensors/{role}", "is no sha256 digest")
         if role not in tensors:
             yield Finding("R-027", f"{place}/tensors/{role}", "is not in the file")
-        else:
-            yield from _element_type(f"{place}/tensors/{role}", kind, role, tensors[role][0])
+        elif wanted := _other_element_type(kind, role, tensors[role][0]):
+            yield Finding("R-028", f"{place}/tensors/{role}", f"{tensors[role][0]} is not {wanted}")
 
 
-def _element_type(place: str, kind: Kind, role: str, dtype: str) -> Iterator[Finding]:
+def _other_element_type(kind: Kind, role: str, dtype: str) -> str | None:
+    """What R-028 wants instead of ``dtype``; None where it has nothing against it."""
     if role == "index":
-        if dtype != "I64":
-            yield Finding("R-028", place, f"{dtype} is not I64")
-    elif kind not in (Kind.FULL, Kind.TOKENS) and not DTYPES[dtype].floating:
-        yield Finding("R-028", place, f"{dtype} is not floating point")
+        return None if dtype == "I64" else "I64"
+    return None if kind in (Kind.FULL, Kind.TOKENS) or DTYPES[dtype].floating else "floating point"
 
 
 def _belonging(place: str, kind: Kind, target: Mapping[str, Json]) -> Iterator[Finding]:
     """Fields that belong to some kinds only, on a target of another."""
-    for field, kinds, rule in (
-        ("groups", {Kind.CONV}, "R-032"),
-        ("rows", {Kind.TOKENS}, "R-033"),
-        ("segments", SEGMENTED, "R-042"),
-        ("initial", LOW_RANK, "R-043"),
-        ("length", {Kind.TOKENS}, "R-044"),
-    ):
+    for field, kinds, rule in _BELONGING:
         if field in target and kind not in kinds:
             yield Finding(rule, f"{place}/{field}", f"means nothing for {kind}")
 
