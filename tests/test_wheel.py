@@ -104,3 +104,32 @@ def test_the_installed_entry_point_loads_the_peft_converter(installed: Path) -> 
     name, file = run_installed(installed, code).split()
     assert name == "peft"
     assert Path(file).is_relative_to(installed)
+
+
+def test_the_wheel_carries_every_test_vector(wheel: Path) -> None:
+    """``loreg conformance`` asks about the same files as the checkout; what makes them stays behind."""
+    vectors = CHECKOUT / "spec" / "vectors"
+    made = {
+        path.relative_to(vectors).as_posix() for path in vectors.rglob("*") if path.suffix in (".json", ".safetensors")
+    }
+    prefix = "lora_registry/conformance/vectors/"
+    with zipfile.ZipFile(wheel) as archive:
+        carried = {name.removeprefix(prefix) for name in archive.namelist() if name.startswith(prefix)}
+    assert len(made) > 100
+    assert carried == made
+
+
+def test_the_installed_command_asks_itself_about_its_own_vectors(installed: Path) -> None:
+    """``loreg conformance`` from the wheel: program and vectors are those installed, and the claim holds."""
+    code = (
+        "import os; os.environ['PYTHONPATH'] = sys.path[0]\n"
+        "from lora_registry.conformance import vectors\n"
+        "print(vectors.find())\n"
+        "sys.argv = ['loreg', 'conformance', '--class', 'validator']\n"
+        "from lora_registry.cli import main\n"
+        "main()"
+    )
+    folder, name, claim = run_installed(installed, code).splitlines()
+    assert Path(folder).is_relative_to(installed)
+    assert name == f"loreg {__version__}"
+    assert claim.startswith("Validator 1.0, vectors ")

@@ -8,6 +8,7 @@ from lora_registry import __version__
 from lora_registry.cli import (
     audit,
     completion,
+    conformance,
     convert,
     doctor,
     export,
@@ -28,7 +29,7 @@ _SECTIONS = {
     "Registry": ("push", "pull", "list", "show", "tag", "log", "rm"),
     "Adapters": ("audit", "probe", "convert", "formats"),
     "Models": ("merge", "export", "verify"),
-    "Upkeep": ("gc", "fsck", "reindex", "doctor", "completion"),
+    "Upkeep": ("gc", "fsck", "reindex", "doctor", "conformance", "completion"),
 }
 
 
@@ -74,6 +75,7 @@ for _command in (
     maintain.fsck,
     maintain.reindex,
     doctor.doctor,
+    conformance.conformance,
     completion.completion,
 ):
     main.add_command(_command)
