@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from lora_registry.errors import ConflictError, IntegrityError, NotAllowedError
+from lora_registry.format.canonical import JsonError, decode, encode
 from lora_registry.format.files import atomic_write, open_file, storage_errors, sync_folder
 
 STORE_VERSION = 1
 """Version of the layout on disk; the catalogue's own version is in ``migrations``."""
 
+_FORMAT = "loreg store"
 _MARKER_BYTES = 4096  # far more than a marker has
 _TEMPORARY = re.compile(r"\..+\.tmp", re.ASCII)
 
@@ -66,13 +67,12 @@ class Layout:
                 return False
             except NotADirectoryError:
                 raise NotAllowedError(f"{self.root} is no folder, so it is no registry") from None
-        try:
-            version = json.loads(text)["version"]
-        except (ValueError, KeyError, TypeError):
-            raise IntegrityError(f"{self.marker} does not say which version of the layout this is") from None
+        version = _version(text)
+        if version is None:
+            raise IntegrityError(f"{self.marker} does not say which version of the layout this is")
         if version != STORE_VERSION:
             raise ConflictError(
-                f"{self.root} has layout version {version!r}, this loreg reads version {STORE_VERSION}: upgrade loreg"
+                f"{self.root} has layout version {version}, this loreg reads version {STORE_VERSION}: upgrade loreg"
             )
         return True
 
@@ -94,5 +94,17 @@ class Layout:
             self.lock.touch()
             sync_folder(self.root)
             with atomic_write(self.marker, overwrite=True) as stream:
-                stream.write(json.dumps({"format": "loreg store", "version": STORE_VERSION}).encode() + b"\n")
+                stream.write(encode({"format": _FORMAT, "version": STORE_VERSION}) + b"\n")
             sync_folder(self.root.parent)
+
+
+def _version(marker: bytes) -> int | None:
+    """The version of the layout that a marker states; None where it is no marker, or states no whole number."""
+    try:
+        said = decode(marker)
+    except JsonError:
+        return None
+    if not isinstance(said, dict) or said.get("format") != _FORMAT:
+        return None
+    version = said.get("version")
+    return version if type(version) is int else None  # neither true nor 1.0, which equal 1

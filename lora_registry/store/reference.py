@@ -22,8 +22,10 @@ NAME_LENGTH = 255
 
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*", re.ASCII)
 _TAG = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{TAG_LENGTH - 1}}}", re.ASCII)
+_RESERVED = re.compile(r"sha256-[0-9a-f]{64}", re.ASCII)
+"""Tags where servers without the referrers end point keep their lists (same specification, "Referrers Tag Schema")."""
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?", re.ASCII)
+_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\])(?::[0-9]{{1,5}})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ def _tag_problem(tag: str) -> str | None:
         return "the tag is empty"
     if len(tag) > TAG_LENGTH:
         return f"the tag is longer than {TAG_LENGTH} characters"
+    if _RESERVED.fullmatch(tag):
+        return f"the tag {tag!r} is reserved for the list of what refers to that digest"
     if not _TAG.fullmatch(tag):
         return f"{tag!r} is not a tag: letters, digits, '_', '.' and '-', beginning with none of the last two"
     return None

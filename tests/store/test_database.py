@@ -261,7 +261,9 @@ def test_a_folder_that_is_no_registry_is_left_alone(tmp_path: Path, how: str) ->
     """Nothing is written into a folder that holds something else, or that a newer loreg laid out."""
     root = tmp_path / "folder"
     spoil: dict[str, Callable[[], object]] = {
-        "marker from the future": lambda: (root / "loreg-store.json").write_text('{"version": 2}'),
+        "marker from the future": lambda: (root / "loreg-store.json").write_text(
+            '{"format": "loreg store", "version": 2}'
+        ),
         "marker without a version": lambda: (root / "loreg-store.json").write_text("[]"),
         "marker that is a pipe": lambda: os.mkfifo(root / "loreg-store.json"),
         "foreign folder": lambda: (root / "thesis.tex").write_text("years of work"),

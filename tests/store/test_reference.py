@@ -82,12 +82,17 @@ def test_a_host_has_a_dot_a_colon_or_is_localhost(text: str, host: str | None, r
         ("a:b:c", "is not a tag"),
         ("a:1\n", "is not a tag"),
         ("a:" + "t" * (TAG_LENGTH + 1), "longer"),
+        ("a:sha256-" + "0" * 64, "reserved"),
         ("a" * (NAME_LENGTH + 1), "longer"),
         ("a@sha256:12", "not a digest"),
         ("a@", "not a digest"),
         ("a@md5:" + "0" * 32, "not a digest"),
         ("a_.b/c", "not a host name"),
         ("h:port/a", "not a host name"),
+        ("[0]:0/a", "not a host name"),
+        ("[1.2]/a", "not a host name"),
+        ("[]:1/a", "not a host name"),
+        ("[0]/a", "is not letters"),
     ],
 )
 def test_what_is_no_reference_is_refused_with_the_reason(text: str, reason: str) -> None:
@@ -103,6 +108,16 @@ def test_another_tag_of_the_same_repository() -> None:
     assert str(reference.with_tag("prod")) == "a/b:prod"
     with pytest.raises(UsageError, match="is not a tag"):
         reference.with_tag("not/a/tag")
+    with pytest.raises(UsageError, match="reserved"):
+        reference.with_tag("sha256-" + "e" * 64)
+
+
+@pytest.mark.parametrize(
+    "tag", ["sha256-" + "0" * 63, "sha256-" + "0" * 65, "sha256-" + "A" * 64, "v-sha256-" + "0" * 64]
+)
+def test_only_the_tags_that_servers_need_are_reserved(tag: str) -> None:
+    """A tag that merely looks like a digest is as good as any other."""
+    assert Reference.parse(f"a:{tag}").tag == tag
 
 
 def test_references_cost_no_heavy_import() -> None:

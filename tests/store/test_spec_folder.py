@@ -52,12 +52,24 @@ def test_names_in_the_folder(registry: Registry, adapter: Adapter) -> None:
 
 @pytest.mark.parametrize(
     ("marker", "error"),
-    [('{"format": "loreg store", "version": 2}', ConflictError), ('{"format": "loreg store"}', IntegrityError)],
+    [
+        ('{"format": "loreg store", "version": 2}', ConflictError),
+        ('{"format": "loreg store", "version": 0}', ConflictError),
+        ('{"format": "loreg store"}', IntegrityError),
+        ('{"format": "loreg store", "version": true}', IntegrityError),
+        ('{"format": "loreg store", "version": 1.0}', IntegrityError),
+        ('{"format": "loreg store", "version": "1"}', IntegrityError),
+        ('{"format": "another store", "version": 1}', IntegrityError),
+        ('{"version": 1}', IntegrityError),
+        ('{"format": "loreg store", "version": 1, "version": 1}', IntegrityError),
+        ("[1]", IntegrityError),
+        ("\udc80", IntegrityError),
+    ],
 )
 def test_a_folder_of_another_version(registry: Registry, marker: str, error: type[LoregError]) -> None:
-    """G-002: A layout that is newer, or does not say its version, is refused."""
+    """G-002: A layout that is newer or does not say its version is refused, and so is another format."""
     registry.root.mkdir()
-    (registry.root / "loreg-store.json").write_text(marker)
+    (registry.root / "loreg-store.json").write_text(marker, errors="surrogateescape")
     with pytest.raises(error):
         registry.list()
 

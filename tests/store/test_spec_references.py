@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from registry_spec import TEXT, body, example
 
+from lora_registry.digest import Digest
 from lora_registry.errors import UsageError
 from lora_registry.store import reference
 from lora_registry.store.reference import Reference
@@ -103,6 +104,15 @@ def test_text_that_is_no_reference(text: str) -> None:
     assert not GRAMMAR.fullmatch(text)
     with pytest.raises(UsageError):
         Reference.parse(text)
+
+
+def test_reserved_tags() -> None:
+    """The tag of the text's index of referrers follows the grammar, and is refused all the same, here as elsewhere."""
+    reserved = f"sha256-{Digest.parse(example('digests')['manifest']).hex}"
+    assert f"under the tag `{reserved}`" in TEXT
+    assert GRAMMAR.fullmatch(f"tone:{reserved}")
+    with pytest.raises(UsageError, match="reserved"):
+        Reference.parse(f"tone:{reserved}")
 
 
 def test_limits_of_references() -> None:
