@@ -99,6 +99,7 @@ OFFSETS = (
     ("three", "three offsets", one(offsets=[0, 8, 8])),
     ("booleans", "offsets that are booleans", one(shape=[0], offsets=[False, False])),
     ("fraction", "an offset with a fraction", framed(b'{"t":{"dtype":"F32","shape":[2],"data_offsets":[0.0,8.0]}}', bytes(8))),
+    ("minus-zero", "an offset of -0, which parsers read differently", framed(b'{"t":{"dtype":"F32","shape":[2],"data_offsets":[-0,8]}}', bytes(8))),
     ("span-short", "offsets that span too little", one(offsets=[0, 4])),
     ("span-long", "offsets that span too much", one(bytes(16), offsets=[0, 16])),
     ("wraps-to-zero", "a product that is 0 in 64 bits", one(b"", shape=[1 << 32, 1 << 32], offsets=[0, 0])),

@@ -281,6 +281,7 @@ def _spelled() -> Iterator[tuple[str, str, str, bytes]]:
     yield "R-024", "fraction", "a length with a fraction", spelled(samples.linear(), '"shape":[3,4]', '"shape":[3.0,4]')
     yield "R-024", "exponent", "a length with an exponent", spelled(samples.linear(), '"shape":[3,4]', '"shape":[3,4e0]')
     yield "R-033", "fraction", "a row with a fraction", spelled(samples.tokens(), '"rows":[1,4]', '"rows":[1.0,4]')
+    yield "R-033", "minus-zero", "a row of -0", spelled(samples.tokens(), '"rows":[1,4]', '"rows":[-0,4]')
     yield "R-043", "fraction", "ranks with a fraction", spelled(samples.linear(initial=1), '"initial":1', '"initial":1.0')
     yield "R-032", "fraction", "groups with a fraction", spelled(samples.conv(1, groups=2), '"groups":2', '"groups":2.0')
     draft = Draft({"loreg": 1, "targets": {"w": {"kind": "full", "shape": [1], "tensors": ["value"]}}})

@@ -16,12 +16,19 @@ TENSORS = 65_536
 VALUES = 2_097_152
 """Commas and opening brackets of strict JSON, at most."""
 
+_RUN = 64
 Pieces = tuple[dict[str, Any], ...]
 
 
 def text(piece: str, times: int = 1) -> dict[str, Any]:
     """This text so many times, with the number of the time in place of ``#``."""
     return {"text": piece, "times": times}
+
+
+def many(piece: str, times: int) -> Pieces:
+    """This text so many times, in runs, so that the file is built in few steps."""
+    runs, rest = divmod(times, _RUN)
+    return tuple(text(piece * count, repeat) for count, repeat in ((_RUN, runs), (rest, 1)) if count and repeat)
 
 
 def raw(data: bytes) -> dict[str, Any]:
@@ -53,13 +60,13 @@ def split(draft: Draft) -> tuple[str, str, bytes]:
 def padded(total: int) -> Pieces:
     """The sound full target behind a header of so many bytes."""
     before, after, data = split(samples.full())
-    return headed(text(before + after), text(" ", total - len(before + after)), data=data)
+    return headed(text(before + after), *many(" ", total - len(before + after)), data=data)
 
 
 def listed(zeros: int) -> Pieces:
     """The sound full target, its document with an unknown list of so many zeros."""
     before, after, data = split(samples.full())
-    return headed(text(before + r"\"a\":[0"), text(",0", zeros - 1), text("]," + after), data=data)
+    return headed(text(before + r"\"a\":[0"), *many(",0", zeros - 1), text("]," + after), data=data)
 
 
 def values_of(draft: Draft) -> int:
@@ -80,18 +87,18 @@ def vectors() -> Iterator[Vector]:
     item = '"#":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},'
     last = '"t":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
     yield invalid("tensors", "R-010", "one tensor too many", headed(text("{"), text(item, TENSORS), text(last)))
-    yield invalid("values", "R-002", "a value too many", headed(text('{"t":[0'), text(",0", VALUES - 1), text("]}")))
-    yield invalid("depth-bomb", "R-002", "a million open brackets", headed(text('{"t":'), text("[", 1_000_000)))
+    yield invalid("values", "R-002", "a value too many", headed(text('{"t":[0'), *many(",0", VALUES - 1), text("]}")))
+    yield invalid("depth-bomb", "R-002", "a million open brackets", headed(text('{"t":'), *many("[", 1_000_000)))
     yield invalid(
         "closed-depth-bomb", "R-002", "two hundred thousand nested lists",
-        headed(text('{"t":'), text("[", 200_000), text("]", 200_000), text("}")),
+        headed(text('{"t":'), *many("[", 200_000), *many("]", 200_000), text("}")),
     )  # fmt: skip
     yield invalid(
-        "digits", "R-002", "an integer of ten million digits", headed(text('{"t":'), text("9", 10_000_000), text("}"))
+        "digits", "R-002", "an integer of ten million digits", headed(text('{"t":'), *many("9", 10_000_000), text("}"))
     )  # fmt: skip
     wide = samples.full(tensor("U8", (1,)))
     before, after, data = split(wide)
     yield invalid(
         "depth-bomb", "R-012", "a document of nested lists",
-        headed(text(before + r"\"a\":"), text("[", 100_000), text("]", 100_000), text("," + after), data=data),
+        headed(text(before + r"\"a\":"), *many("[", 100_000), *many("]", 100_000), text("," + after), data=data),
     )  # fmt: skip
