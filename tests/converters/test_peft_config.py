@@ -41,11 +41,11 @@ def test_default_values_are_plain(saved: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("kind", sorted(set(PeftType) - {PeftType.LORA}))
+@pytest.mark.parametrize("kind", sorted(set(PeftType) - {PeftType.LORA, PeftType.LOHA, PeftType.LOKR}))
 def test_other_methods_are_refused_by_name(saved: Path, edit: Edit, kind: PeftType) -> None:
-    """AdaLoRA, LoHa, IA3, prompt tuning and the rest are no s·B·A."""
+    """AdaLoRA, IA3, prompt tuning and the rest are no sum of products."""
     edit(saved, peft_type=kind.value)
-    with pytest.raises(UnsupportedError, match=f"PEFT type '{kind.value}' is not LoRA"):
+    with pytest.raises(UnsupportedError, match=f"PEFT type '{kind.value}' is neither LoRA, LoHa nor LoKr"):
         converter.read(saved)
 
 

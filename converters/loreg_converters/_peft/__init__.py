@@ -13,6 +13,7 @@ Reading goes down the first table, writing down the second; the third serves bot
 :mod:`~.experts`       stacked experts, in the axis orders of three eras of PEFT
 :mod:`~.tokens`        trained rows of an embedding
 :mod:`~.targets`       kind, layout, shape and scale of every base tensor
+:mod:`~.composed`      the same for LoHa and LoKr
 ====================== ==================================================================
 
 ====================== ==================================================================

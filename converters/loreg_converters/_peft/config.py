@@ -7,8 +7,8 @@ either known to leave the meaning alone, or understood, or the adapter is refuse
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -61,6 +61,17 @@ PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 
 BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initializations that take the initial adapter, or a quantization error, out of the base weights."""
+
+COMPOSED = frozenset({"LOHA", "LOKR"})
+"""PEFT types beside LORA that are read: products of two products (``tuners/loha``, ``tuners/lokr``)."""
+
+_COMPOSED_FIELDS = frozenset({
+    "peft_type", "peft_version", "base_model_name_or_path", "revision", "task_type", "auto_mapping",
+    "r", "alpha", "rank_pattern", "alpha_pattern", "target_modules", "modules_to_save",
+    "inference_mode", "rank_dropout", "rank_dropout_scale", "module_dropout", "init_weights", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "use_effective_conv2d", "decompose_both", "decompose_factor",
+})  # fmt: skip
+"""Every field of LoHaConfig and LoKrConfig (PEFT 0.21.2); those of the last two rows show in the tensors."""
 
 KNOWN = UNDERSTOOD | NEUTRAL | TRAINING_ONLY.keys() | REFUSED.keys()
 """Every field of PEFT 0.21.2, and those of older versions that say nothing."""
@@ -166,21 +177,20 @@ def suffixes(name: str) -> list[str]:
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
-def load_config(path: Path) -> Config:
-    """Read and check ``adapter_config.json``.
+def checked_config(raw: Mapping[str, Json], where: str) -> Config:
+    """Check a config; ``where`` is for the messages.
 
     Raises:
-        InvalidInputError: not strict JSON, duplicate keys, NaN, a field of the wrong type.
+        InvalidInputError: a field of the wrong type.
         UnsupportedError: a PEFT type, variant or unknown field that an adapter cannot hold.
     """
-    return checked_config(load_json(path), str(path))
-
-
-def checked_config(raw: Mapping[str, Json], where: str) -> Config:
-    """Check a config; ``where`` is for the messages. Raises as :func:`load_config` does."""
     kind = raw.get("peft_type")
+    if kind in COMPOSED:
+        refuse(where, [unsupported(CONFIG, text) for text in _unknown(raw, _COMPOSED_FIELDS)])
+        config = _parsed({**raw, "lora_alpha": raw.get("alpha", 8)}, where)
+        return replace(config, raw=raw, unknown=tuple(sorted(set(raw) - _COMPOSED_FIELDS)))
     if kind != "LORA":
-        raise UnsupportedError(f"{where}: PEFT type {kind!r} is not LoRA; its tensors are no s·B·A")
+        raise UnsupportedError(f"{where}: PEFT type {kind!r} is neither LoRA, LoHa nor LoKr")
     refuse(where, [unsupported(CONFIG, text) for text in _refusals(raw)])
     return _parsed(raw, where)
 
@@ -214,12 +224,15 @@ def _refusals(raw: Mapping[str, Json]) -> list[str]:
         )
     elif not (init is None or isinstance(init, bool) or (isinstance(init, str) and init.lower() in PLAIN_INITS)):
         found.append(f"init_lora_weights {init!r}: unknown, and may have changed the base weights")
-    found += [
+    return [*found, *_unknown(raw, KNOWN)]
+
+
+def _unknown(raw: Mapping[str, Json], known: Collection[str]) -> list[str]:
+    return [
         f"unknown field {name!r} with the value {str(value)[:60]!r}: it may change the meaning; PEFT ignores it"
         for name, value in raw.items()
-        if name not in KNOWN and not _is_off(value)
+        if name not in known and not _is_off(value)
     ]
-    return found
 
 
 def _is_off(value: Json) -> bool:

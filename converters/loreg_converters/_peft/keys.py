@@ -38,6 +38,9 @@ _TAILS = (
     (re.compile(r"\.lora_velora_embed(?:\.(?P<adapter>[^.]+))?"), Part.TRAINING),
     (re.compile(r"\.lora_monteclora_sampler(?:\.(?P<adapter>[^.]+))?\..+"), Part.TRAINING),
 )
+_COMPOSED = re.compile(
+    r"(?P<module>.+)\.(?P<role>hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)(?:\.(?P<adapter>[^.]+))?"
+)
 _TUNER = re.compile(r"\.(lora_[^.]*|hada_[^.]*|lokr_[^.]*|ia3_[^.]*|vera_[^.]*|oft_[^.]*|boft_[^.]*|ranknum)(\.|$)")
 _MARK = re.compile(r"\.(?:lora_|token_adapter\.trainable)")
 
@@ -66,6 +69,21 @@ class Key:
     noise: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ComposedKey:
+    """A key of LoHa or LoKr, taken apart.
+
+    Attributes:
+        module: path of the module in the base model.
+        role: what PEFT calls the tensor, ``hada_w1_a``.
+        noise: what was stripped that PEFT's own files do not have.
+    """
+
+    module: str
+    role: str
+    noise: tuple[str, ...]
+
+
 def parse_key(text: str) -> Key | None:
     """Take a key apart; None where its tail is of another method than LoRA."""
     path, noise = _strip(text)
@@ -83,6 +101,17 @@ def parse_key(text: str) -> Key | None:
         name = "" if saved[2] is None else f"{saved[2]}."
         path, noise = f"{saved[1]}.{saved[3]}", (*noise, f"modules_to_save.{name}")
     return Key(text, Part.PLAIN, path, depth=1 if ".base_layer." in path else 0, noise=noise)
+
+
+def parse_composed(text: str) -> ComposedKey | None:
+    """Take a key of LoHa's or LoKr's tensors apart; None for any other key."""
+    path, noise = _strip(text)
+    found = _COMPOSED.fullmatch(path)
+    if found is None:
+        return None
+    if found["adapter"] is not None:
+        noise = (*noise, f".{found['adapter']}.")
+    return ComposedKey(found["module"], found["role"], noise)
 
 
 def _factor(match: re.Match[str]) -> Part:

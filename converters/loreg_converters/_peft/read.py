@@ -11,7 +11,8 @@ from lora_registry.convert.report import Report
 from lora_registry.errors import NotFoundError
 from lora_registry.findings import Finding
 from lora_registry.format.container import open_container
-from loreg_converters._peft.config import TRAINING_ONLY, Config, load_config
+from loreg_converters._peft.composed import Composed, composed_targets, kernels_unknown
+from loreg_converters._peft.config import COMPOSED, TRAINING_ONLY, Config, checked_config, load_json
 from loreg_converters._peft.files import CONFIG, PICKLED, WEIGHTS
 from loreg_converters._peft.pickled import read_pickled
 from loreg_converters._peft.places import find_places
@@ -34,8 +35,10 @@ def read_folder(folder: Path) -> tuple[Adapter, Report]:
         UnsupportedError: they say what an adapter cannot hold, or leave open what must be known.
     """
     report = Report("peft")
-    config = load_config(folder / CONFIG)
+    config = checked_config(load_json(folder / CONFIG), str(folder / CONFIG))
     tensors = _tensors(folder, report)
+    if config.raw["peft_type"] in COMPOSED:
+        return _composed(folder, tensors, config, report)
     content = sort_tensors(tensors, config)
     findings = [*content.findings, *_training_state(content, config, report)]
     for noise in sorted(content.noise):
@@ -50,6 +53,21 @@ def read_folder(folder: Path) -> tuple[Adapter, Report]:
     _note_untouched(content, config, report)
     base, origin = _provenance(config, report)
     return Adapter(targets=tuple(targets), base=base, origin=origin, gate=config.gate), report
+
+
+def _composed(folder: Path, tensors: Mapping[str, Tensor], config: Config, report: Report) -> tuple[Adapter, Report]:
+    """The adapter in a folder of LoHa or LoKr."""
+    scaling, problems = _scaling(config)
+    content = composed_targets(tensors, config, scaling) if scaling is not None else Composed(findings=problems)
+    if not content.targets and not content.findings:
+        content.findings.append(broken("keys", "there is no tensor of an adapter"))
+    refuse(str(folder), content.findings)
+    for noise in sorted(content.noise):
+        report.kept("keys", f"{noise!r} stripped; PEFT's own files do not have it")
+    if kernels_unknown(content.targets):
+        report.derived("layouts", "matrices [out, in]; PEFT flattens kernels, which the shapes of the base will show")
+    base, origin = _provenance(config, report)
+    return Adapter(targets=tuple(content.targets), base=base, origin=origin), report
 
 
 def _tensors(folder: Path, report: Report) -> Mapping[str, Tensor]:
