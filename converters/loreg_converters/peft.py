@@ -1,4 +1,7 @@
-"""Hugging Face PEFT's LoRA, both ways, and its LoHa and LoKr, one way. What maps to what, and what is lost: ``spec/mappings/peft.md``."""
+"""Hugging Face PEFT's LoRA, both ways, and its LoHa and LoKr, which are read.
+
+What maps to what, and what is lost: ``spec/mappings/peft.md``.
+"""
 
 from __future__ import annotations
 
