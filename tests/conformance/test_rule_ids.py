@@ -39,7 +39,6 @@ def raised(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             findings = check_data(read_adapter(corpus.adapter(vector, scratch)))
         except LoregError as error:
             findings = list(error.findings)
-            assert all(finding.rule in str(error) for finding in findings[:1]), vector.id
         ids |= {finding.rule for finding in findings}
     return ids
 

@@ -100,7 +100,9 @@ def test_ids_are_names() -> None:
     ids = [entry["id"] for entry in ENTRIES]
     assert len(set(ids)) == len(ids)
     assert [id_ for id_ in ids if not re.fullmatch(r"(valid|invalid|canonical|merge|probe)/[\w.+-]+", id_)] == []
-    assert [entry["id"] for entry in ENTRIES if entry.get("file", entry["id"] + ".safetensors")[:-12] != entry["id"]] == []
+    assert [
+        entry["id"] for entry in ENTRIES if entry.get("file", entry["id"] + ".safetensors")[:-12] != entry["id"]
+    ] == []
 
 
 def test_every_member_is_one_that_the_page_describes() -> None:

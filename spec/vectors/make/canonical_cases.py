@@ -39,7 +39,16 @@ SPELLINGS = {
 }  # fmt: skip
 """Numbers in other spellings, and their canonical ones."""
 
-SCALES = {"2.0": 2, "2e0": 2, "20E-1": 2, "0.50": 0.5, "-0.0": 0, "1e-400": 0, "1e+22": 1e22, "0.1000000000000000055": 0.1}
+SCALES = {
+    "2.0": 2,
+    "2e0": 2,
+    "20E-1": 2,
+    "0.50": 0.5,
+    "-0.0": 0,
+    "1e-400": 0,
+    "1e+22": 1e22,
+    "0.1000000000000000055": 0.1,
+}
 KEYS = ["\u20ac", "\r", "\ufb33", "1", "\U0001f600", "\u0080", "\u00f6", "10", "2", "", "A", "a", "__proto__", "\u2028"]
 LETTERS = "".join(map(chr, range(0x20))) + '"\\/\x7f\u0080\u2028\u20ac\U0001f600e\u0301\u00e9\ufffd'
 
@@ -83,11 +92,19 @@ def _json() -> Iterator[Case]:
     for text, scale in SCALES.items():
         draft = samples.linear(scale=scale)
         spelled_scale = f'"scale":{canonical.number(float(scale))}'
-        yield f"scale-{text}", "a scale in another spelling", rules, draft, respelled(draft, spelled_scale, f'"scale":{text}')
+        yield (
+            f"scale-{text}",
+            "a scale in another spelling",
+            rules,
+            draft,
+            respelled(draft, spelled_scale, f'"scale":{text}'),
+        )
     draft = _with(keys={key: number for number, key in enumerate(KEYS)})
     yield "keys", "members in the order of UTF-16 code units", rules, draft, draft.file(_plain(draft))
     draft = _with(letters=LETTERS, escaped=LETTERS)
-    escaped = "".join(f"\\u{unit:04X}" for unit in unpack(f">{len(LETTERS.encode('utf-16-be')) // 2}H", LETTERS.encode("utf-16-be")))
+    escaped = "".join(
+        f"\\u{unit:04X}" for unit in unpack(f">{len(LETTERS.encode('utf-16-be')) // 2}H", LETTERS.encode("utf-16-be"))
+    )
     shortest = canonical.encode(LETTERS).decode()
     yield "strings", "escapes where they are needed, in the short form where there is one", rules, draft, respelled(
         draft, f'"escaped":{shortest}', f'"escaped":"{escaped}"'
@@ -136,18 +153,30 @@ def _headers() -> Iterator[Case]:
     order = placed(draft.tensors)
     data = b"".join(draft.tensors[key].data for key in order)
     header = records(draft.tensors, order) | metadata
+    plain = canonical.encode(header)
+    moved = plain.replace(b'"dtype":"BF16",', b"").replace(b'"shape":[3,2]', b'"shape":[3,2],"dtype":"BF16"')
+    escaped = plain.replace(b'"w/A"', b'"\\u0077\\/A"').replace(b'"F64"', b'"F\\u00364"')
     spelled = {
         "indented": ("white space in the header", json.dumps(header, indent=1).encode()),
-        "not-padded": ("no padding after the header", canonical.encode(header) + b" " * (len(canonical.encode(header)) % 2 ^ 1)),
-        "padded-more": ("more padding than needed, of all white space", canonical.encode(header) + b" \t\r\n" * 20),
+        "not-padded": ("a header of odd length", plain + b" " * (len(plain) % 2 ^ 1)),
+        "padded-more": ("more padding than needed, of all white space", plain + b" \t\r\n" * 20),
         "backwards": ("members of the header in another order", json.dumps(dict(reversed(header.items()))).encode()),
-        "fields": ("fields of a record in another order", canonical.encode(header).replace(b'"dtype":"BF16",', b"").replace(b'"shape":[3,2]', b'"shape":[3,2],"dtype":"BF16"')),
-        "escaped": ("escapes in keys and element types", canonical.encode(header).replace(b'"w/A"', b'"\\u0077\\/A"').replace(b'"F64"', b'"F\\u00364"')),
+        "fields": ("fields of a record in another order", moved),
+        "escaped": ("escapes in keys and element types", escaped),
     }  # fmt: skip
     for name, (why, head) in spelled.items():
         yield f"header-{name}", why, rules, draft, framed(head, data)
     draft = samples.full(tensor("U8", (3,)))
-    draft = adapter({"b": _value("U8", 3), "a": _value("U8", 3), "B": _value("U8", 1), "c": _value("I64", 1), "10": _value("U8", 1), "9": _value("U8", 1)})
+    draft = adapter(
+        {
+            "b": _value("U8", 3),
+            "a": _value("U8", 3),
+            "B": _value("U8", 1),
+            "c": _value("I64", 1),
+            "10": _value("U8", 1),
+            "9": _value("U8", 1),
+        }
+    )
     order = ["b/value", "a/value", "10/value", "9/value", "c/value", "B/value"]
     data = b"".join(draft.tensors[key].data for key in order)
     header = records(draft.tensors, order) | {"__metadata__": {"loreg": canonical.encode(draft.document).decode()}}
@@ -166,12 +195,16 @@ def _defaults() -> Iterator[Case]:
     for name, fields in ({name: {name: {}} for name in empty} | {"all": empty}).items():
         draft = _with(**fields)
         yield f"empty-{name}", "an object that is empty is left out", rules, draft, draft.file()
-    lists: dict[str, Any] = {"read": {"read": []}, "both": {"read": [], "write": []}, "one": {"read": [], "write": ["com.example.x"]}}
+    lists: dict[str, Any] = {
+        "read": {"read": []},
+        "both": {"read": [], "write": []},
+        "one": {"read": [], "write": ["com.example.x"]},
+    }
     for name, requires in lists.items():
         draft = _with(requires=requires)
         yield f"empty-requires-{name}", "lists of requirements that are empty", rules, draft, draft.file()
     kept = _with(
-        **{"x": {}, "y": None, "z": []},
+        x={}, y=None, z=[],
         info={"tags": []}, base={"empty": {}}, extensions={"com.example.x": {}}, tokenizer={"added": []},
         lineage={"operation": "", "parameters": {}, "parents": []}, training={"datasets": []},
     )  # fmt: skip

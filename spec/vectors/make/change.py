@@ -36,13 +36,13 @@ class Numbers:
 
 
 def product(left: Matrix, right: Matrix) -> Matrix:
-    """left · right."""
+    """The product of two matrices."""
     columns = list(zip(*right, strict=True))
     return [[sum((x * y for x, y in zip(row, column, strict=True)), Fraction()) for column in columns] for row in left]
 
 
 def scaled(scale: Fraction, matrix: Matrix) -> Matrix:
-    """scale · matrix."""
+    """The matrix, every element multiplied."""
     return [[scale * value for value in row] for row in matrix]
 
 

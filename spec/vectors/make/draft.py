@@ -64,6 +64,8 @@ def adapter(targets: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Tensor]]
     return draft
 
 
-def one(tensors: Mapping[str, Tensor], *, name: str = "w", top: Mapping[str, Any] | None = None, **record: Any) -> Draft:
+def one(
+    tensors: Mapping[str, Tensor], *, name: str = "w", top: Mapping[str, Any] | None = None, **record: Any
+) -> Draft:
     """A draft of one target."""
     return adapter({name: (record, tensors)}, **(top or {}))

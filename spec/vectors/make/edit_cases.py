@@ -16,11 +16,21 @@ from vector import SUFFIX, Vector, refused, sound
 TITLE = "Answers in JSON"
 
 
-def editing(name: str, why: str, draft: Draft, *, title: str = TITLE, data: bytes | None = None, refuse: bool = False) -> Vector:
+def editing(
+    name: str, why: str, draft: Draft, *, title: str = TITLE, data: bytes | None = None, refuse: bool = False
+) -> Vector:
     """A sound adapter that is given a title, or refuses one."""
     rules = ("P-025",) if refuse else ("P-026",)
     if refuse:
-        return sound(name, why, draft, data=data, rules=rules, folder="canonical", edit={"title": title, **refused("unsupported")})
+        return sound(
+            name,
+            why,
+            draft,
+            data=data,
+            rules=rules,
+            folder="canonical",
+            edit={"title": title, **refused("unsupported")},
+        )
     edited = draft.copy()
     edited.document["info"] = {**edited.document.get("info", {}), "title": title}
     file = f"canonical/{name}.edited{SUFFIX}"
@@ -40,7 +50,12 @@ def vectors() -> Iterator[Vector]:
     info = {"title": "old", "description": "kept", "license": "MIT", "authors": ["A. Author"], "tags": ["x"], "more": 1}
     yield editing("edit-title", "another title; everything else stays", _with(info=info))
     yield editing("edit-empty", "a title of no characters", _with(info=info), title="")
-    yield editing("edit-letters", "a title with letters that are escaped, and others", samples.linear(), title='"\\\n\x00\u20ac\U0001f600/')
+    yield editing(
+        "edit-letters",
+        "a title with letters that are escaped, and others",
+        samples.linear(),
+        title='"\\\n\x00\u20ac\U0001f600/',
+    )
     unknown = _with(
         samples.linear(hobby=[1, {"b": 2, "a": None}], fingerprint=DIGEST),
         base={"name": "example/base", "colour": "blue", "view": {"scheme": "nf4", "block": 64}},
@@ -54,7 +69,9 @@ def vectors() -> Iterator[Vector]:
     yield editing("edit-unknown", "fields that nobody knows survive", unknown)
     fused = samples.linear(initial=1, segments={"parts": [{"name": "q", "length": 1}, {"name": "k", "length": 2}]})
     yield editing("edit-descriptions", "segments and initial ranks survive", fused)
-    yield editing("edit-spelled", "a file in another spelling", fused, data=fused.file(json.dumps(fused.document, indent=2)))
+    yield editing(
+        "edit-spelled", "a file in another spelling", fused, data=fused.file(json.dumps(fused.document, indent=2))
+    )
     grown = samples.tokens(rows=[0, 5], length=6)
     yield editing("edit-tokens", "rows and their length survive", grown)
     gated = _with(samples.requiring(samples.linear(), "gate"), gate={"tokens": [7, 7]})

@@ -72,10 +72,22 @@ def empty_factors() -> bytes:
 
 
 SOUND = canonical.encode(samples.linear().document).decode()
+
+
+def beside(member: str) -> str:
+    """The sound document with a member that nobody knows, or a second one of a name."""
+    return SOUND.replace('"loreg":1', f'"loreg":1,{member}')
+
+
+def lists(depth: int, inside: str = "") -> str:
+    """So many nested lists, under the name x."""
+    return '"x":' + "[" * depth + inside + "]" * depth
+
+
 LONG = "n" * 251
 
 KEYS = (
-    ("R-009", "long", "a key of 257 characters, of a name that is no longer than allowed", renamed(samples.full(), LONG)),
+    ("R-009", "long", "a key of 257 characters, of a name of fewer", renamed(samples.full(), LONG)),
     (("R-009", "R-021"), "space", "a space in a name is one in its keys", renamed(samples.full(), "norm weight")),
     (("R-009", "R-021"), "umlaut", "a letter that looks like another", renamed(samples.full(), "w\u0435ight")),
     (("R-009", "R-021"), "escape", "a control character in a name", renamed(samples.full(), "w\x1b[2J")),
@@ -98,14 +110,14 @@ STRICT = (
     ("nan", "NaN as a scale", SOUND.replace('"scale":2', '"scale":NaN')),
     ("infinity", "a scale beyond binary64", SOUND.replace('"scale":2', '"scale":1e309')),
     ("target-twice", "one target twice", '{"loreg":1,"targets":{"w":{},"w":{}}}'),
-    ("version-twice", "the version twice, in two spellings", SOUND.replace('"loreg":1', '"loreg":1,"lore\\u0067":1')),
-    ("unknown-twice", "an unknown member twice", SOUND.replace('"loreg":1', '"loreg":1,"x":{"y":1,"y":1}')),
-    ("integer-beyond", "an integer that programs read differently", SOUND.replace('"loreg":1', f'"loreg":1,"x":{BEYOND}')),
+    ("version-twice", "the version twice, in two spellings", beside('"lore\\u0067":1')),
+    ("unknown-twice", "an unknown member twice", beside('"x":{"y":1,"y":1}')),
+    ("integer-beyond", "an integer that programs read differently", beside(f'"x":{BEYOND}')),
     ("float-beyond", "a float whose canonical form is such an integer", SOUND.replace('"scale":2', '"scale":1e20')),
     ("fraction-beyond", "the same with a fraction", SOUND.replace('"scale":2', '"scale":-9007199254740992.0')),
-    ("too-deep", "a level of nesting too many", SOUND.replace('"loreg":1', '"loreg":1,"x":' + "[" * (DEPTH + 1) + "]" * (DEPTH + 1))),
-    ("number-too-deep", "a number one level too deep", SOUND.replace('"loreg":1', '"loreg":1,"x":' + "[" * DEPTH + "0" + "]" * DEPTH)),
-    ("surrogate", "half of a surrogate pair", SOUND.replace('"loreg":1', '"loreg":1,"x":"\\udc00"')),
+    ("too-deep", "a level of nesting too many", beside(lists(DEPTH + 1))),
+    ("number-too-deep", "a number one level too deep", beside(lists(DEPTH, "0"))),
+    ("surrogate", "half of a surrogate pair", beside('"x":"\\udc00"')),
     ("single-quotes", "an object as Python prints it", SOUND.replace('"', "'")),
     ("trailing-comma", "a comma after the last member", SOUND[:-1] + ",}"),
 )  # fmt: skip
@@ -138,7 +150,11 @@ FEATURES = (
     ("unknown", "a feature that nobody knows", top(requires={"read": ["com.example.gate"]})),
     ("second", "an unknown feature after a known one", top(requires={"read": ["gate", "unheard-of"]})),
     ("not-sorted", "unknown features that are not sorted besides", top(requires={"read": ["b", "a"]})),
-    ("alone", "with an unknown feature no other rule is reported", top(requires={"read": ["a"], "write": [1]}, base=[])),
+    (
+        "alone",
+        "with an unknown feature no other rule is reported",
+        top(requires={"read": ["a"], "write": [1]}, base=[]),
+    ),
     (
         "extension",
         "an extension that changes W' and that nobody knows",
@@ -206,7 +222,8 @@ LINEAGE = (
     ("parents-object", "parents that are an object", top(lineage={"operation": "add", "parents": {}})),
     ("parent-string", "a parent that is a string", top(lineage={"operation": "add", "parents": [DIGEST]})),
     ("no-content", "a parent without its digest", top(lineage={"operation": "add", "parents": [{"name": "a"}]})),
-    ("parent-name", "a parent whose name is a number", top(lineage={"operation": "add", "parents": [{"content": DIGEST, "name": 1}]})),
+    ("parent-name", "a parent whose name is a number",
+     top(lineage={"operation": "add", "parents": [{"content": DIGEST, "name": 1}]})),
 )  # fmt: skip
 TRAINING = (
     ("string", "training that is a string", top(training="sft")),

@@ -20,6 +20,11 @@ def one(data: bytes = bytes(8), **fields: Any) -> bytes:
     return framed({"t": record(**fields)}, data)
 
 
+def spelled(shape: str, offsets: str) -> bytes:
+    """A file with one tensor whose record has these texts as shape and offsets."""
+    return framed(f'{{"t":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}'.encode(), bytes(8))
+
+
 SOUND = one()
 TWICE = b'{"t":%b,"t":%b}' % ((json.dumps(record()).encode(),) * 2)
 
@@ -84,8 +89,8 @@ TYPES = (
 SHAPES = (
     ("true", "true as a length", one(shape=[True, 2])),
     ("negative", "a negative length", one(b"", shape=[-2, 0], offsets=[0, 0])),
-    ("fraction", "a length with a fraction", framed(b'{"t":{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}}', bytes(8))),
-    ("exponent", "a length with an exponent", framed(b'{"t":{"dtype":"F32","shape":[2e0],"data_offsets":[0,8]}}', bytes(8))),
+    ("fraction", "a length with a fraction", spelled("[2.0]", "[0,8]")),
+    ("exponent", "a length with an exponent", spelled("[2e0]", "[0,8]")),
     ("string", "a length that is a string", one(shape=["2"])),
     ("number", "a shape that is a number", one(shape=2)),
     ("null", "a shape that is null", one(shape=None)),
@@ -98,8 +103,8 @@ OFFSETS = (
     ("negative", "a negative offset", one(offsets=[-8, 0])),
     ("three", "three offsets", one(offsets=[0, 8, 8])),
     ("booleans", "offsets that are booleans", one(shape=[0], offsets=[False, False])),
-    ("fraction", "an offset with a fraction", framed(b'{"t":{"dtype":"F32","shape":[2],"data_offsets":[0.0,8.0]}}', bytes(8))),
-    ("minus-zero", "an offset of -0, which parsers read differently", framed(b'{"t":{"dtype":"F32","shape":[2],"data_offsets":[-0,8]}}', bytes(8))),
+    ("fraction", "an offset with a fraction", spelled("[2]", "[0.0,8.0]")),
+    ("minus-zero", "an offset of -0, which parsers read differently", spelled("[2]", "[-0,8]")),
     ("span-short", "offsets that span too little", one(offsets=[0, 4])),
     ("span-long", "offsets that span too much", one(bytes(16), offsets=[0, 16])),
     ("wraps-to-zero", "a product that is 0 in 64 bits", one(b"", shape=[1 << 32, 1 << 32], offsets=[0, 0])),

@@ -277,13 +277,33 @@ TABLES = {
 
 def _spelled() -> Iterator[tuple[str, str, str, bytes]]:
     """Numbers that equal an integer and are none, and a record that is none."""
-    yield "R-044", "fraction", "a length with a fraction", spelled(samples.tokens(rows=[5], length=6), '"length":6', '"length":6.0')
+    yield (
+        "R-044",
+        "fraction",
+        "a length with a fraction",
+        spelled(samples.tokens(rows=[5], length=6), '"length":6', '"length":6.0'),
+    )
     yield "R-024", "fraction", "a length with a fraction", spelled(samples.linear(), '"shape":[3,4]', '"shape":[3.0,4]')
-    yield "R-024", "exponent", "a length with an exponent", spelled(samples.linear(), '"shape":[3,4]', '"shape":[3,4e0]')
+    yield (
+        "R-024",
+        "exponent",
+        "a length with an exponent",
+        spelled(samples.linear(), '"shape":[3,4]', '"shape":[3,4e0]'),
+    )
     yield "R-033", "fraction", "a row with a fraction", spelled(samples.tokens(), '"rows":[1,4]', '"rows":[1.0,4]')
     yield "R-033", "minus-zero", "a row of -0", spelled(samples.tokens(), '"rows":[1,4]', '"rows":[-0,4]')
-    yield "R-043", "fraction", "ranks with a fraction", spelled(samples.linear(initial=1), '"initial":1', '"initial":1.0')
-    yield "R-032", "fraction", "groups with a fraction", spelled(samples.conv(1, groups=2), '"groups":2', '"groups":2.0')
+    yield (
+        "R-043",
+        "fraction",
+        "ranks with a fraction",
+        spelled(samples.linear(initial=1), '"initial":1', '"initial":1.0'),
+    )
+    yield (
+        "R-032",
+        "fraction",
+        "groups with a fraction",
+        spelled(samples.conv(1, groups=2), '"groups":2', '"groups":2.0'),
+    )
     draft = Draft({"loreg": 1, "targets": {"w": {"kind": "full", "shape": [1], "tensors": ["value"]}}})
     yield "R-026", "tensors-list", "tensors that are a list", draft.file()
 
@@ -297,7 +317,9 @@ def _data() -> Iterator[Vector]:
     yield invalid("last-byte", "R-035", "the last byte of a factor is another", draft.file())
     draft = samples.sparse((5, 5))
     draft.target("w")["tensors"]["delta"] = DIGEST
-    yield invalid("sparse", ("R-035", "R-045"), "a digest of other bytes, and a position twice", draft.file(), ("sparse",))
+    yield invalid(
+        "sparse", ("R-035", "R-045"), "a digest of other bytes, and a position twice", draft.file(), ("sparse",)
+    )
 
 
 def vectors() -> Iterator[Vector]:

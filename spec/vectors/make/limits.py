@@ -21,12 +21,12 @@ Pieces = tuple[dict[str, Any], ...]
 
 
 def text(piece: str, times: int = 1) -> dict[str, Any]:
-    """This text so many times, with the number of the time in place of ``#``."""
+    """So many times the same text, with the number of the time in place of ``#``."""
     return {"text": piece, "times": times}
 
 
 def many(piece: str, times: int) -> Pieces:
-    """This text so many times, in runs, so that the file is built in few steps."""
+    """So many times the same text, in runs, so that the file is built in few steps."""
     runs, rest = divmod(times, _RUN)
     return tuple(text(piece * count, repeat) for count, repeat in ((_RUN, runs), (rest, 1)) if count and repeat)
 
@@ -40,7 +40,8 @@ def length_of(piece: dict[str, Any]) -> int:
     """Bytes of a piece of text."""
     length: int = len(piece["text"].encode()) * piece["times"]
     marks = piece["text"].count("#")
-    return length + marks * (sum(len(str(number)) for number in range(piece["times"])) - piece["times"])
+    total: int = length + marks * (sum(len(str(number)) for number in range(piece["times"])) - piece["times"])
+    return total
 
 
 def headed(*pieces: dict[str, Any], data: bytes = b"") -> Pieces:
@@ -79,7 +80,9 @@ def vectors() -> Iterator[Vector]:
     """All of them."""
     draft = samples.full()
     expect = {"read": reading(draft), "validate": {"rules": []}}
-    room = VALUES - values_of(draft) - 1  # the list brings a bracket, a comma less than its zeros, and a comma behind it
+    room = (
+        VALUES - values_of(draft) - 1
+    )  # the list brings a bracket, a comma less than its zeros, and a comma behind it
     yield Vector("valid/header-limit", "the longest header", (), expect, build=padded(HEADER_BYTES))
     yield Vector("valid/values-limit", "as many values as a document has at most", (), expect, build=listed(room))
     yield invalid("header-beyond", "R-001", "a header of one byte more, all of it there", padded(HEADER_BYTES + 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -18,14 +18,14 @@ from vector import Vector
 NAN, INF = float("nan"), float("inf")
 
 
-def based(draft: Draft, dtype: str = "F32", values: list[Number] | None = None) -> dict[str, Tensor]:
+def based(draft: Draft, dtype: str = "F32", values: Sequence[Number] | None = None) -> dict[str, Tensor]:
     """A base tensor for each target, of the shape that the target states."""
     return {
         name: tensor(dtype, target["shape"], values) for name, target in draft.document["targets"].items()
     }  # fmt: skip
 
 
-def vector_of(delta: list[Number], *, dtype: str = "F32", scale: Number = 1) -> Draft:
+def vector_of(delta: Sequence[Number], *, dtype: str = "F32", scale: Number = 1) -> Draft:
     """A bias with these changes."""
     item = tensor(dtype, (len(delta),), delta)
     return one({"delta": item}, kind="bias", layout=["out"], shape=[len(delta)], scale=scale)
@@ -93,9 +93,13 @@ def _kinds() -> Iterator[Vector]:
     for name, (why, draft) in drafts.items():
         yield merging(name, why, draft, based(draft, "I64" if name == "full-integers" else "F32"))
     draft = one({"value": tensor("F32", (2, 3))}, kind="tokens", layout=IN_OUT, rows=[0, 3])
-    yield merging("tokens-no-shape", "the target does not know how many rows there are", draft, {"w": tensor("F32", (4, 3))})
+    yield merging(
+        "tokens-no-shape", "the target does not know how many rows there are", draft, {"w": tensor("F32", (4, 3))}
+    )
     draft = samples.linear({"value": value})
-    yield merging("linear-value-nan", "a base of NaN gives its name and shape only", draft, based(draft, "F32", [NAN] * 12))
+    yield merging(
+        "linear-value-nan", "a base of NaN gives its name and shape only", draft, based(draft, "F32", [NAN] * 12)
+    )
     draft = samples.sparse((1,), (4,))
     yield merging("sparse-untouched", "what is not named keeps its bits", draft, based(draft, "F16", [-0.0, 1, INF, 3]))
     draft = samples.tokens(rows=[1])
@@ -117,12 +121,23 @@ def _element_types() -> Iterator[Vector]:
         "embedding": samples.embedding(),
     }.items():  # fmt: skip
         yield merging(f"{kind}-BF16", f"a base of BF16 of the kind {kind}", draft, based(draft, "BF16"))
-    wide = [Fraction(1) + Fraction(1, 1 << 8) + Fraction(1, 1 << 40), Fraction(1) - Fraction(1, 1 << 9) - Fraction(1, 1 << 50)]
+    wide = [
+        Fraction(1) + Fraction(1, 1 << 8) + Fraction(1, 1 << 40),
+        Fraction(1) - Fraction(1, 1 << 9) - Fraction(1, 1 << 50),
+    ]
     draft = one({"value": tensor("F64", (2,), wide)}, kind="full", shape=[2])
-    yield merging("full-once", "rounded to binary32 first, both elements come out wrong", draft, based(draft, "BF16"), rules=("P-015",))
+    yield merging(
+        "full-once",
+        "rounded to binary32 first, both elements come out wrong",
+        draft,
+        based(draft, "BF16"),
+        rules=("P-015",),
+    )
     yield merging("full-F64", "a value of F64 in a base of F64", draft, based(draft, "F64"))
     draft = samples.linear(samples.factors((2, 4), (3, 2), "F64"), scale=0.1)
-    yield merging("base-F64-scale", "a base of F64 is not computed in binary32", draft, based(draft, "F64"), rules=("P-014",))
+    yield merging(
+        "base-F64-scale", "a base of F64 is not computed in binary32", draft, based(draft, "F64"), rules=("P-014",)
+    )
 
 
 def _scales() -> Iterator[Vector]:
@@ -139,7 +154,9 @@ def _scales() -> Iterator[Vector]:
         draft = samples.linear(scale=scale)
         yield merging(f"scale-{name}", why, draft, based(draft))
     draft = samples.linear(scale=1e39)
-    yield merging("scale-beyond", "a scale beyond everything that binary32 holds", draft, based(draft), rules=("P-016",))
+    yield merging(
+        "scale-beyond", "a scale beyond everything that binary32 holds", draft, based(draft), rules=("P-016",)
+    )
     items = samples.factors((2, 4), (3, 2), "F64")
     draft = samples.linear(items, scale=1e39)
     yield merging("scale-beyond-F64", "the same scale is fine for a base of F64", draft, based(draft, "F64"))
@@ -150,12 +167,15 @@ def _magnitudes() -> Iterator[Vector]:
     exact = {**sides, "magnitude": tensor("F32", (3,), [6, -2, 3])}
     weight: list[Number] = [0, 0, 0, 0, 3, 3, 3, 3, 4, 4, 4, 4]
     draft = samples.linear(exact, scale=1)
-    yield merging("magnitude-exact", "norms that are powers of two, a magnitude below zero", draft, based(draft, "F32", weight))
+    yield merging(
+        "magnitude-exact", "norms that are powers of two, a magnitude below zero", draft, based(draft, "F32", weight)
+    )
     turned = [weight[4 * (index % 3) + index // 3] for index in range(12)]
     draft = samples.linear(exact, scale=1, layout=IN_OUT, shape=[4, 3])
     yield merging("magnitude-in-out-exact", "the same, stored transposed", draft, based(draft, "BF16", turned))
     draft = samples.linear({**sides, "magnitude": tensor("F32", (3,), [0, 1, 1])}, scale=1)
     yield merging("magnitude-zero", "a magnitude of zero", draft, based(draft, "F32", [1, *weight[1:]]))
+    ranged = tensor("F32", (3, 4), range(12))
     m3, m4 = {"magnitude": tensor("F32", (3,))}, {"magnitude": tensor("F32", (4,))}
     drafts: dict[str, tuple[str, Draft]] = {
         "linear": ("the norm is over the inputs", samples.linear(m3, scale=0.25)),
@@ -164,7 +184,7 @@ def _magnitudes() -> Iterator[Vector]:
         "conv-1d": ("the norm is over inputs and kernel", samples.conv(1, m4)),
         "conv-2d": ("the same with two kernel axes", samples.conv(2, m4)),
         "conv-3d": ("the same with three", samples.conv(3, m4)),
-        "value": ("the norm is that of the value with its change", samples.linear(m3 | {"value": tensor("F32", (3, 4), range(12))})),
+        "value": ("the norm is that of the value with its change", samples.linear(m3 | {"value": ranged})),
         "loha": ("a magnitude of two products", samples.loha(magnitude=tensor("F32", (3,)))),
         "loha-in-out": ("the same, stored transposed", samples.loha(layout=IN_OUT, magnitude=tensor("F32", (3,)))),
         "loha-conv": ("the same with a kernel", samples.loha((2,), magnitude=tensor("F32", (3,)))),
@@ -178,15 +198,17 @@ def _magnitudes() -> Iterator[Vector]:
         draft = samples.linear({"magnitude": tensor("BF16", (3,))}, scale=0.25)
         yield merging(f"magnitude-{dtype}", f"a magnitude in a base of {dtype}", draft, based(draft, dtype))
     draft = samples.linear({"A": tensor("F32", (2, 4), [0] * 8), **m3})
-    yield merging(
-        "magnitude-no-norm", "an output whose norm is zero", draft, based(draft, "F32", [0] * 4 + [1] * 8), rules=("P-016",)
-    )  # fmt: skip
+    base = based(draft, "F32", [0] * 4 + [1] * 8)
+    yield merging("magnitude-no-norm", "an output whose norm is zero", draft, base, rules=("P-016",))
 
 
 def _several() -> Iterator[Vector]:
     draft = adapter(
         {
-            "a.weight": ({"kind": "linear", "layout": ["out", "in"], "shape": [2, 2], "scale": 1}, samples.factors((1, 2), (2, 1))),
+            "a.weight": (
+                {"kind": "linear", "layout": ["out", "in"], "shape": [2, 2], "scale": 1},
+                samples.factors((1, 2), (2, 1)),
+            ),
             "a.bias": ({"kind": "bias", "layout": ["out"], "shape": [2], "scale": 0.5}, {"delta": tensor("F16", (2,))}),
             "b/c.weight": ({"kind": "full", "shape": [3]}, {"value": tensor("F32", (3,))}),
         }
@@ -200,7 +222,9 @@ def _fingerprints() -> Iterator[Vector]:
     base = based(plain)
     draft = marked(plain, base)
     yield merging("fingerprint-same", "the base that the adapter was made for", draft, base, rules=("P-010",))
-    yield merging("fingerprint-BF16", "a copy of it in another element type", draft, based(plain, "BF16"), rules=("P-010",))
+    yield merging(
+        "fingerprint-BF16", "a copy of it in another element type", draft, based(plain, "BF16"), rules=("P-010",)
+    )
     yield merging("fingerprint-F64", "a copy in F64 is another base", draft, based(plain, "F64"), rules=("P-011",))
     other = {"w": tensor("F32", (3, 4), range(12))}
     yield merging("fingerprint-other", "another base is no reason to refuse", draft, other, rules=("P-011",))
@@ -210,7 +234,9 @@ def _fingerprints() -> Iterator[Vector]:
     stacked = samples.experts(layout=["expert", *IN_OUT], shape=[2, 4, 3])
     yield merging("fingerprint-experts", "each expert is transposed", marked(stacked, based(stacked)), based(stacked))
     for name, item in {"embedding": samples.embedding(), "conv": samples.conv(2), "tokens": samples.tokens()}.items():
-        yield merging(f"fingerprint-{name}", "in the order in which it is stored", marked(item, based(item)), based(item))
+        yield merging(
+            f"fingerprint-{name}", "in the order in which it is stored", marked(item, based(item)), based(item)
+        )
     turned = samples.loha(layout=IN_OUT)
     yield merging("fingerprint-loha", "transposed as for linear", marked(turned, based(turned)), based(turned))
     whole = one({"value": tensor("I8", (2,), [1, -1])}, kind="full", shape=[2])

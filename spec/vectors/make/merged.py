@@ -72,7 +72,7 @@ def _rounded(base: Tensor, shape: tuple[int, ...], values: list[Any], ulp: int) 
 def _decomposed(
     target: Mapping[str, Any], magnitude: Tensor, base: Tensor, total: list[Fraction], exact: bool
 ) -> Merged | None:
-    """m ∘ total / ‖total‖; the root of a fraction is rounded from both of its sides."""
+    """Magnitude ∘ total / ‖total‖; the root of a fraction is rounded from both of its sides."""
     bits = [0] * len(total)
     for m, cells in zip(Numbers.of(magnitude).values, places(target), strict=True):
         norm = sum((total[cell] ** 2 for cell in cells), Fraction())
@@ -127,5 +127,4 @@ def _is_exact(
     sums = stored(target, change(larger, tensors, absolute=True))
     most = max(abs(w) + d for w, d in zip(weight, sums, strict=True))
     wide = FLOATS[_wide(dtype)]
-    return most * unit <= 2 ** (wide.mantissa + 1) and unit <= 2 ** (wide.bias + wide.mantissa - 1)
-
+    return bool(most * unit <= 2 ** (wide.mantissa + 1) and unit <= 2 ** (wide.bias + wide.mantissa - 1))

@@ -61,6 +61,7 @@ def merging(
     expected = refused(code) if code else outcome(draft, base)
     file = f"merge/{name}.base{SUFFIX}"
     finite = all(isfinite(value) for item in draft.tensors.values() for value in item.values)
+    vector = sound(name, why, draft, rules=rules, folder="merge", merge={"base": file, **expected})
     certificate = {"probe": probe.certificate(draft)} if finite else {}
-    vector = sound(name, why, draft, rules=rules, folder="merge", merge={"base": file, **expected}, **certificate)
-    return replace(vector, files={**vector.files, file: container.sealed(base, None)})
+    files = {**vector.files, file: container.sealed(base, None)}
+    return replace(vector, expect=vector.expect | certificate, files=files)

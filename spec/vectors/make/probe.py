@@ -54,7 +54,7 @@ def numbers_of(matrix: Matrix) -> list[Fraction]:
         left, right = signs("left", number, rows), signs("right", number, columns)
         result.append(
             sum(
-                (u * sum((v * x for v, x in zip(right, row, strict=True)), Fraction()) for u, row in zip(left, matrix, strict=True)),
+                (u * v * x for u, row in zip(left, matrix, strict=True) for v, x in zip(right, row, strict=True)),
                 Fraction(),
             )
         )  # fmt: skip
@@ -77,4 +77,3 @@ def certificate(draft: Draft) -> dict[str, Any]:
             for name in names
         },
     }
-

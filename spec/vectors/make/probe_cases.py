@@ -1,4 +1,4 @@
-"""Probe certificates beyond those of the merged adapters: long streams, groups, gates, and one change in several forms."""
+"""Probe certificates beyond those of the merged adapters: long streams, gates, and one change in several forms."""
 
 from __future__ import annotations
 
@@ -40,7 +40,12 @@ def forms() -> Iterator[tuple[str, str, Draft]]:
     left, right = [[*row, -1] for row in LEFT], [*RIGHT, [1, 1, 1, 1]]
     undone = pair([[*row, 1] for row in left], [*right, [1, 1, 1, 1]])
     yield "form-initial", "with initial factors that cancel others", samples.linear(undone, scale=2, initial=1)
-    dense = {"index": list(range(12)), "delta": [sum(x * y for x, y in zip(row, column, strict=True)) for row in LEFT for column in zip(*RIGHT, strict=True)]}
+    dense = {
+        "index": list(range(12)),
+        "delta": [
+            sum(x * y for x, y in zip(row, column, strict=True)) for row in LEFT for column in zip(*RIGHT, strict=True)
+        ],
+    }
     yield "form-sparse", "every element for itself", samples.requiring(
         one(
             {"index": tensor("I64", (12,), dense["index"]), "delta": tensor("F32", (12,), dense["delta"])},
@@ -56,7 +61,11 @@ def drafts() -> Iterator[tuple[str, str, Draft]]:
     """Everything else."""
     for out, inner in ((2, 300), (300, 2), (3, 600)):
         items = samples.factors((1, inner), (out, 1), "F8_E4M3")
-        yield f"long-{out}-{inner}", "signs out of more than one digest of a stream", samples.linear(items, shape=[out, inner])
+        yield (
+            f"long-{out}-{inner}",
+            "signs out of more than one digest of a stream",
+            samples.linear(items, shape=[out, inner]),
+        )
     yield "groups", "a grouped convolution: in is the whole input", samples.conv(2, groups=2)
     gated = samples.requiring(samples.linear(), "gate")
     gated.document["gate"] = {"tokens": [3]}
@@ -66,14 +75,30 @@ def drafts() -> Iterator[tuple[str, str, Draft]]:
     yield "scale-large", "a large scale", samples.linear(scale=1e200)
     cancelling = {"A": tensor("F32", (2, 4), [1, 1, 1, 1, -1, -1, -1, -1]), "B": tensor("F32", (3, 2), [1 << 20] * 6)}
     yield "cancelling", "ranks that cancel each other", samples.linear(cancelling)
-    values = {dtype: ({"kind": "full", "shape": [3]}, {"value": tensor(dtype, (3,))}) for dtype in ("BOOL", "U64", "I8", "F8_E5M2")}
+    values = {
+        dtype: ({"kind": "full", "shape": [3]}, {"value": tensor(dtype, (3,))})
+        for dtype in ("BOOL", "U64", "I8", "F8_E5M2")
+    }
     yield "full-types", "values of several element types", adapter(values)
     yield "full-many-axes", "a value of four axes is a matrix of its first", samples.full(tensor("F32", (2, 1, 3, 2)))
-    yield "names", "names that hold solidi", adapter({name: ({"kind": "full", "shape": [1]}, {"value": tensor("F32", (1,))}) for name in ("a/A", "a", "a/b/value")})
+    yield (
+        "names",
+        "names that hold solidi",
+        adapter(
+            {
+                name: ({"kind": "full", "shape": [1]}, {"value": tensor("F32", (1,))})
+                for name in ("a/A", "a", "a/b/value")
+            }
+        ),
+    )
     value = {"value": tensor("F32", (5, 3)), "magnitude": tensor("F64", (3,), [0.1, -0.2, 3e-9])}
     yield "embedding-all", "three components of one target; the value as it is stored", samples.embedding(value)
     value = {"value": tensor("F32", (2, 4, 3))}
-    yield "experts-in-out", "a value in the axis order of its fingerprint", samples.experts(value, layout=["expert", *IN_OUT], shape=[2, 4, 3])
+    yield (
+        "experts-in-out",
+        "a value in the axis order of its fingerprint",
+        samples.experts(value, layout=["expert", *IN_OUT], shape=[2, 4, 3]),
+    )
     yield "sparse-no-axis", "an element of a tensor without axes", samples.sparse((0,), ())
 
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 import samples
 from container import tensor
 from draft import one
-from floats import FLOATS, Number
+from floats import FLOATS
 from merge_cases import INF, NAN, based, vector_of
 from merging import merging
 from vector import Vector
@@ -29,7 +29,7 @@ def _ties(dtype: str) -> Vector:
     half = Fraction(1, 2 << FLOATS[dtype].mantissa)
     little = half / 64
     steps = [half, 3 * half, half - little, half + little, 3 * half - little, 3 * half + little]
-    base: list[Number] = [1] * 6 + [-1] * 6
+    base = [1] * 6 + [-1] * 6
     draft = vector_of([*steps, *(-step for step in steps)])
     why = f"halves of a unit in the last place of {dtype}, to even"
     return merging(f"ties-{dtype}", why, draft, based(draft, dtype, base), rules=("P-015",))

@@ -21,7 +21,7 @@ def _kinds() -> Iterator[Vector]:
     m3, m4 = {"magnitude": tensor("F32", (3,))}, {"magnitude": tensor("F32", (4,))}
     cases: dict[str, tuple[str, Draft]] = {
         "linear-out-in": ("the smallest adapter: one linear target", samples.linear()),
-        "linear-in-out": ("a base that stores its matrix transposed", samples.linear(layout=["in", "out"], shape=[4, 3])),
+        "linear-in-out": ("a base that stores it transposed", samples.linear(layout=samples.IN_OUT, shape=[4, 3])),
         "linear-magnitude": ("a magnitude beside factors", samples.linear(m3)),
         "linear-value": ("a value in place of W", samples.linear({"value": tensor("F32", (3, 4))})),
         "linear-magnitude-value": (

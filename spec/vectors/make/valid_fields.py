@@ -39,7 +39,11 @@ def _descriptions() -> Iterator[tuple[str, str, Draft]]:
         info={"title": "A tone", "description": "two\nlines", "license": "MIT", "authors": ["A"], "tags": ["x", "y"]}
     )  # fmt: skip
     letters = "\u00fc\u4e16\u754c \U0001f600 e\u0301 \u202e\u0000"
-    yield "info-letters", "letters of all kinds, and a control character", _with(info={"title": letters, letters: letters})
+    yield (
+        "info-letters",
+        "letters of all kinds, and a control character",
+        _with(info={"title": letters, letters: letters}),
+    )
     yield "origin", "where it came from: alpha and flags have no effect", _with(
         origin={"format": "peft", "version": "0.21", "config": {"lora_alpha": 64, "r": 2, "use_rslora": True}}
     )  # fmt: skip
@@ -63,9 +67,9 @@ def _descriptions() -> Iterator[tuple[str, str, Draft]]:
         samples.linear(note="x", alpha=16, rank=2),
         hobby=["a", {"b": None}], base={"parameters": 7}, info={"mood": 1}, lineage={"operation": "x", "when": 0},
     )  # fmt: skip
-    yield "fields-of-objects", "names that objects have in some languages", _with(
-        **{"constructor": 1, "toString": {"__proto__": 2}, "__proto__": {"loreg": 3}}
-    )  # fmt: skip
+    draft = samples.linear()
+    draft.document |= {"constructor": 1, "toString": {"__proto__": 2}, "__proto__": {"loreg": 3}}
+    yield "fields-of-objects", "names that objects have in some languages", draft
     numbers = [0, -1, SAFE, -SAFE, 0.1, 1e-7, 1e21, 5e-324, 1.7976931348623157e308]
     yield "unknown-numbers", "numbers at the limits of strict JSON", _with(numbers=numbers)
 
@@ -76,7 +80,11 @@ def _features() -> Iterator[tuple[str, str, Draft]]:
     yield "gate-one-token", "a gate of one token, the first", _with(
         samples.requiring(samples.linear(), "gate"), gate={"tokens": [0]}
     )  # fmt: skip
-    yield "feature-unneeded", "a feature that nothing needs is part of the content", samples.requiring(samples.linear(), "gate")
+    yield (
+        "feature-unneeded",
+        "a feature that nothing needs is part of the content",
+        samples.requiring(samples.linear(), "gate"),
+    )
     all_features = ("gate", "loha", "lokr", "sparse")
     yield "features-all", "all registered features at once", samples.requiring(samples.linear(), *all_features)
     yield "write-unknown", "what only an editor has to know", _with(requires={"write": ["com.example.signed", "x-1.2"]})
@@ -126,7 +134,8 @@ def _targets() -> Iterator[tuple[str, str, Draft]]:
     yield "fingerprint", "a fingerprint is no part of the content", samples.linear(fingerprint=OTHER)
     yield "initial", "ranks that are initial factors", samples.linear(initial=1)
     for name, draft in {
-        "embedding": samples.embedding(initial=1), "conv": samples.conv(2, initial=1), "experts": samples.experts(initial=1),
+        "embedding": samples.embedding(initial=1), "conv": samples.conv(2, initial=1),
+        "experts": samples.experts(initial=1),
     }.items():  # fmt: skip
         yield f"initial-{name}", f"the same of the kind {name}", draft
     yield "groups-all", "as many groups as ranks", samples.conv(3, groups=2)
@@ -136,7 +145,11 @@ def _targets() -> Iterator[tuple[str, str, Draft]]:
     rowless = samples.tokens()
     del rowless.target("w")["shape"]
     yield "tokens-no-shape", "a tokens target that does not know its base's shape", rowless
-    yield "tokens-largest", "the last row of the longest base", samples.tokens(shape=[AXIS_LENGTH, 3], rows=[0, AXIS_LENGTH - 1])
+    yield (
+        "tokens-largest",
+        "the last row of the longest base",
+        samples.tokens(shape=[AXIS_LENGTH, 3], rows=[0, AXIS_LENGTH - 1]),
+    )
     long = AXIS_LENGTH - 2
     yield "tokens-length-largest", "the longest that a vocabulary grows to", samples.tokens(
         shape=[long, 3], rows=[long, long + 1], length=AXIS_LENGTH
@@ -176,7 +189,11 @@ def _segments() -> Iterator[tuple[str, str, Draft]]:
         layout=["expert", *IN_OUT], shape=[2, 4, 3], segments=parts
     )  # fmt: skip
     yield "segments-bias", "of a bias", samples.bias(segments=parts)
-    yield "segments-in-out", "of a matrix stored transposed", samples.linear(layout=IN_OUT, shape=[4, 3], segments=parts)
+    yield (
+        "segments-in-out",
+        "of a matrix stored transposed",
+        samples.linear(layout=IN_OUT, shape=[4, 3], segments=parts),
+    )
     loha, lokr = samples.loha(), samples.lokr()
     loha.target("w")["segments"] = parts
     lokr.target("w")["segments"] = {"parts": [q | {"length": 2}, k]}

@@ -64,7 +64,11 @@ def refused(code: str) -> dict[str, str]:
 
 
 def invalid(
-    name: str, rules: str | tuple[str, ...], why: str, data: bytes | tuple[dict[str, Any], ...], needs: Iterable[str] = ()
+    name: str,
+    rules: str | tuple[str, ...],
+    why: str,
+    data: bytes | tuple[dict[str, Any], ...],
+    needs: Iterable[str] = (),
 ) -> Vector:
     """A file that breaks these rules and no others."""
     broken = (rules,) if isinstance(rules, str) else tuple(sorted(rules))
