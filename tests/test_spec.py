@@ -79,7 +79,7 @@ def anchors(path: Path) -> set[str]:
 def test_rules_are_those_of_the_code() -> None:
     """Each rule that the code checks is defined once in the text, and no other R rule is.
 
-    tests/format asserts that the files broken there break each rule of the code, which closes the ring.
+    tests/conformance/test_rule_ids.py holds the errors and the vectors against both, which closes the ring.
     """
     defined = Counter(rule for rule, _ in RULE.findall(TEXT) if rule.startswith("R"))
     assert defined == Counter(rules.RULES.keys())
