@@ -74,7 +74,9 @@ def test_no_module_is_longer_than_five_hundred_lines() -> None:
     assert not too_long
 
 
-PACKAGES = [f"lora_registry/{name}" for name in ("audit", "conformance", "format", "merge", "onnx", "ops", "runtime", "store")]
+PACKAGES = [
+    f"lora_registry/{name}" for name in ("audit", "conformance", "format", "merge", "onnx", "ops", "runtime", "store")
+]
 
 
 @pytest.mark.parametrize("package", [*PACKAGES, "converters/loreg_converters/_peft"])

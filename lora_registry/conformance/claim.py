@@ -144,16 +144,14 @@ def examine(program: Program, corpus: Corpus, classes: Sequence[str] = (), progr
     with TemporaryDirectory(prefix="loreg-conformance-") as scratch:
         for name in asked:
             vectors = corpus.expecting(OPERATIONS[name])
-            wrong = 0
+            wrong: list[Failure] = []
             for vector in vectors:
-                failure = _ask(program, hello, name, corpus, vector, Path(scratch))
-                if failure is not None:
-                    failures.append(failure)
-                    wrong += 1
+                wrong += _wrong_answer(program, hello, name, corpus, vector, Path(scratch))
                 done += 1
                 if progress is not None:
                     progress(done, total)
-            claims.append(Claim(name, hello.format, corpus.version, len(vectors) - wrong, len(vectors)))
+            claims.append(Claim(name, hello.format, corpus.version, len(vectors) - len(wrong), len(vectors)))
+            failures += wrong
             if not vectors:
                 failures.append(_about_program(f"there is no vector for the class {name}", hello.to_json()))
     return Report(hello, tuple(claims), tuple(failures))
@@ -174,10 +172,10 @@ def _about_program(reason: str, got: Json) -> Failure:
     return Failure("", "hello", "what the program says about itself", (), reason, None, got)
 
 
-def _ask(
+def _wrong_answer(
     program: Program, hello: Hello, class_name: str, corpus: Corpus, vector: Vector, scratch: Path
-) -> Failure | None:
-    """Ask about one vector; None where the answer was right."""
+) -> Iterator[Failure]:
+    """Ask about one vector; nothing where the answer was right."""
     operation = OPERATIONS[class_name]
     expectation = vector.expect[operation]
     if not vector.needs <= hello.features:
@@ -189,6 +187,5 @@ def _ask(
         reason = judge(operation, expectation, answer, corpus.folder)
     except NoAnswerError as error:
         reason = str(error)
-    if reason is None:
-        return None
-    return Failure(class_name, vector.id, vector.why, vector.rules, reason, dict(expectation), answer)
+    if reason is not None:
+        yield Failure(class_name, vector.id, vector.why, vector.rules, reason, dict(expectation), answer)
