@@ -14,6 +14,7 @@ Reading goes down the first table, writing down the second; the third serves bot
 :mod:`~.tokens`        trained rows of an embedding
 :mod:`~.targets`       kind, layout, shape and scale of every base tensor
 :mod:`~.composed`      the same for LoHa and LoKr
+:mod:`~.initial`       what an adapter that changed its base is relative to the base as it was
 ====================== ==================================================================
 
 ====================== ==================================================================

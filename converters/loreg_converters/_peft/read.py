@@ -14,6 +14,7 @@ from lora_registry.format.container import open_container
 from loreg_converters._peft.composed import Composed, composed_targets, kernels_unknown
 from loreg_converters._peft.config import COMPOSED, TRAINING_ONLY, Config, checked_config, load_json
 from loreg_converters._peft.files import CONFIG, PICKLED, WEIGHTS
+from loreg_converters._peft.initial import INITIAL, initial_folder, relative_to_base
 from loreg_converters._peft.pickled import read_pickled
 from loreg_converters._peft.places import find_places
 from loreg_converters._peft.problems import broken, refuse, unsupported
@@ -34,8 +35,21 @@ def read_folder(folder: Path) -> tuple[Adapter, Report]:
         InvalidInputError: the files break PEFT's format or contradict each other; carries every finding.
         UnsupportedError: they say what an adapter cannot hold, or leave open what must be known.
     """
+    raw = load_json(folder / CONFIG)
+    began = initial_folder(folder, raw)
+    if began is None:
+        return _read(folder, raw)
+    initial, _ = _read(began, load_json(began / CONFIG))  # plain by itself, or refused
+    trained, report = _read(folder, {**raw, "init_lora_weights": True})
+    reason = f"{raw['init_lora_weights']!r}: the factors in {INITIAL} are taken off again, at twice the rank"
+    report.derived("init_lora_weights", reason)
+    return relative_to_base(trained, initial), report
+
+
+def _read(folder: Path, raw: Mapping[str, Json]) -> tuple[Adapter, Report]:
+    """The adapter that the tensors in ``folder`` are by the config ``raw``."""
     report = Report("peft")
-    config = checked_config(load_json(folder / CONFIG), str(folder / CONFIG))
+    config = checked_config(raw, str(folder / CONFIG))
     tensors = _tensors(folder, report)
     if config.raw["peft_type"] in COMPOSED:
         return _composed(folder, tensors, config, report)
