@@ -19,6 +19,7 @@ from typing import Any
 
 import merge
 import rules
+import write
 from strict_json import RefusalError, canonical, digest, strict_object
 
 CONTENT_FIELDS = ("kind", "layout", "shape", "scale", "groups", "rows", "length")
@@ -26,7 +27,7 @@ HELLO = {
     "name": "loreg-reader-python",
     "version": "1.0.0",
     "format": "1.0",
-    "classes": ["reader", "validator", "merger", "prover"],
+    "classes": ["reader", "validator", "writer", "editor", "merger", "prover"],
     "features": rules.FEATURES,
 }
 
@@ -136,14 +137,14 @@ class Adapter(Container):
 
     def content_of(self, name: str) -> dict[str, Any]:
         """What the content digest depends on in a target, in the canonical form of P-019."""
-        target, omitted = self.targets[name], [("layout", []), ("groups", 1)]
+        target = write.canonical_target(self.targets[name])
         content = {field: target[field] for field in CONTENT_FIELDS if field in target}
         content["tensors"] = {
             role: {"digest": stated, "dtype": record["dtype"], "shape": record["shape"]}
             for role, stated in target["tensors"].items()
             for record in [self.tensors[f"{name}/{role}"]]
         }
-        return {field: value for field, value in content.items() if (field, value) not in omitted}
+        return content
 
     def stated(self) -> dict[str, Any]:
         """The digests that targets state, by the keys of the tensors."""
@@ -167,7 +168,7 @@ def read(path: str | Path) -> Adapter:
 def refuse(findings: list[tuple[str, str]]) -> None:
     """Raise what section 15 says of a file with these findings; nothing where there are none."""
     broken = {rule for rule, _ in findings}
-    reason = "; ".join(f"{rule} at {place}" for rule, place in findings)
+    reason = "; ".join(f"{rule} at {place!a}" for rule, place in findings)
     if broken & {"R-013", "R-015"}:
         raise RefusalError("unsupported", reason)
     if broken - {"R-035"}:
@@ -186,6 +187,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     adapter = read(request["adapter" if operation == "merge" else "file"])
     if operation == "read":
         return {"verdict": "accept", "content": adapter.content} | ({"root": adapter.root} if adapter.root else {})
+    if operation == "write":
+        return {"verdict": "accept", "bytes": write.write(adapter, adapter.document).hex()}
+    if operation == "edit":
+        return {"verdict": "accept", "bytes": write.edit(adapter, request["title"]).hex()}
     if operation == "probe":
         return {"verdict": "accept", "targets": merge.probe(adapter)}
     if operation == "merge":
@@ -197,15 +202,15 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answer requests, one a line, until the input ends."""
-    for line in sys.stdin:
+    for line in sys.stdin.buffer:
         try:
-            reply = answer(json.loads(line))
+            reply = json.dumps(answer(json.loads(line)), allow_nan=False)
         except RefusalError as refusal:
-            sys.stderr.write(f"{refusal}\n")
-            reply = {"verdict": "reject", "code": refusal.code}
-        except (OSError, ValueError, KeyError) as error:
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(reply), flush=True)
+            print(refusal, file=sys.stderr)
+            reply = json.dumps({"verdict": "reject", "code": refusal.code})
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            reply = json.dumps({"error": f"{type(error).__name__}: {error}"})
+        print(reply, flush=True)
 
 
 if __name__ == "__main__":

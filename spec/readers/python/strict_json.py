@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
 MAX_DEPTH, MAX_VALUES = 32, 2_097_152
+STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"')
 
 
 class RefusalError(Exception):
@@ -22,17 +24,27 @@ class RefusalError(Exception):
 
 def strict_object(text: str) -> dict[str, Any]:
     """The object in a text of strict JSON; ValueError for any other text."""
-    if sum(map(re.sub(r'"(\\.|[^"\\])*"', "", text).count, ",[{")) > MAX_VALUES:
+    if sum(map(STRING.sub("", text).count, ",[{")) > MAX_VALUES:
         raise ValueError("too many values")
     hooks: dict[str, Any] = {"parse_int": integer, "parse_float": number, "parse_constant": number}
     try:
         value = json.loads(text, object_pairs_hook=unique, **hooks)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    canonical(value).encode()  # which fails for half of a surrogate pair, and beyond the depth
-    if not isinstance(value, dict):
-        raise ValueError("no object")
+    json.dumps(value, ensure_ascii=False).encode()  # which fails for half of a surrogate pair
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [child for outer in level for child in children(outer)]
+    if level or not isinstance(value, dict):
+        raise ValueError("nested too deeply, or no object")
     return value
+
+
+def children(value: Any) -> Iterable[Any]:
+    """The values one level below."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def number(text: str) -> float:
@@ -43,10 +55,10 @@ def number(text: str) -> float:
     return value
 
 
-def integer(text: str) -> int:
-    """A number without fraction and exponent; 1.0 stays a float, and is no integer of this format."""
-    number(text)
-    return int(text)
+def integer(text: str) -> float:
+    """A number without fraction and exponent; -0 and 1.0 are floats, and no integers of this format."""
+    value = number(text)
+    return value if text == "-0" else int(text)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -57,15 +69,13 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def canonical(value: Any, depth: int = 0) -> str:
-    """Canonical JSON (RFC 8785): members sorted by UTF-16 code units, no white space; ValueError beyond the depth."""
-    if depth > MAX_DEPTH:
-        raise ValueError("nested too deeply")
+def canonical(value: Any) -> str:
+    """Canonical JSON (RFC 8785): members sorted by UTF-16 code units, no white space."""
     if isinstance(value, dict):
-        names = sorted(value, key=lambda name: name.encode("utf-16-be", "surrogatepass"))
-        return "{" + ",".join(f"{canonical(name)}:{canonical(value[name], depth + 1)}" for name in names) + "}"
+        names = sorted(value, key=lambda name: name.encode("utf-16-be"))
+        return "{" + ",".join(f"{canonical(name)}:{canonical(value[name])}" for name in names) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(canonical(item, depth + 1) for item in value) + "]"
+        return "[" + ",".join(map(canonical, value)) + "]"
     if value is None or isinstance(value, str | bool):
         return json.dumps(value, ensure_ascii=False)
     return canonical_number(float(value))
