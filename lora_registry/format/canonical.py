@@ -25,6 +25,9 @@ _UP_TO_SEPARATOR = re.compile(rf"{_BETWEEN}*+[,\[{{]|{_BETWEEN}++", re.DOTALL)
 _INTEGER = frozenset({int})
 _CONTAINERS = (dict, list)
 
+_EXPONENT = 1e21
+"""Numbers from here on are written with an exponent (ECMA-262, Number::toString)."""
+
 
 class JsonError(ValueError):
     """The text is not I-JSON, or the value has no canonical form."""
@@ -97,8 +100,10 @@ def _integer(digits: str) -> int | float:
         return -0.0
     if len(digits) < 16:
         return int(digits)
-    if len(digits) > 17 or abs(int(digits)) > SAFE_INTEGER:
-        raise JsonError(f"the integer {digits[:24]} is beyond 2**53 - 1")
+    if abs(float(digits)) >= _EXPONENT:  # no integer in canonical form; also spares int() a million digits
+        return _float(digits)
+    if abs(int(digits)) > SAFE_INTEGER:
+        raise JsonError(f"the integer {digits} is beyond 2**53 - 1")
     return int(digits)
 
 
@@ -112,7 +117,7 @@ def _float(digits: str) -> float:
 
 def _check_float(value: float) -> None:
     """Refuse what has no fraction and is written without exponent: it reads back as an integer, and as none."""
-    if SAFE_INTEGER < abs(value) < 1e21:
+    if SAFE_INTEGER < abs(value) < _EXPONENT:
         raise JsonError(f"the number {value!r} is written as an integer beyond 2**53 - 1")
 
 

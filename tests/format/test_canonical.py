@@ -180,6 +180,22 @@ def test_minus_zero_is_no_integer() -> None:
     assert encode(decode(b"[-0,-0.0,0]")) == b"[0,0,0]"
 
 
+@pytest.mark.parametrize("digits", ["1000000000000000000000", "999999999999999999999", f"-1{'0' * 300}"])
+def test_long_digits_are_a_number_with_an_exponent(digits: str) -> None:
+    """What is written with an exponent in canonical form is read, however it is spelled; 21 nines round up to 1e21."""
+    value = decode(digits)
+    assert type(value) is float
+    assert value == float(digits)
+    assert encode(value) == encode(decode(encode(value))) == number(float(digits)).encode()
+
+
+@pytest.mark.parametrize("digits", ["9007199254740993", "-100000000000000000000", "999999999999999900000", "9" * 400])
+def test_long_digits_without_exponent_are_refused(digits: str) -> None:
+    """An integer that some reader rounds is refused, and one that no binary64 reaches."""
+    with pytest.raises(JsonError, match="beyond"):
+        decode(digits)
+
+
 def test_depth() -> None:
     """Nesting is bounded alike on the way in and on the way out."""
     value: Any = 0
