@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from lora_registry.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError, UsageError
 from lora_registry.store.layout import Layout
 from lora_registry.store.location import registry_folder
-from lora_registry.store.record import Record, Summary
+from lora_registry.store.record import Record
 from lora_registry.store.reference import Reference
 
 if TYPE_CHECKING:
     from lora_registry.adapter import Adapter
     from lora_registry.digest import Digest
     from lora_registry.findings import Finding
+    from lora_registry.format.reader import NativeFile
     from lora_registry.store.catalogue import Entry
     from lora_registry.store.events import Event
     from lora_registry.store.gc import Swept
@@ -92,30 +93,22 @@ class Registry:
         from lora_registry.digest import Digest
         from lora_registry.format.canonical import encode
         from lora_registry.format.document import to_document
-        from lora_registry.format.identity import content_digest
-        from lora_registry.format.reader import read_adapter
+        from lora_registry.format.reader import open_native
         from lora_registry.format.writer import encode_adapter
         from lora_registry.store.catalogue import Catalogue
         from lora_registry.store.entries import read_entry
         from lora_registry.store.manifest import Blob, Manifest
 
         encoded = encode_adapter(adapter)
-        summary = Summary.of(adapter)
         store = self._store
         with store.blobs.stage(encoded.chunks()) as staged:
             try:
-                stored = read_adapter(staged.path)
+                stored = open_native(staged.path)
             except InvalidInputError as error:
                 raise IntegrityError(f"what was written cannot be read back: {error}") from error
-            if encode(to_document(stored)) != encoded.document:
+            if encode(to_document(stored.adapter)) != stored.document:
                 raise IntegrityError("what was written says something else than the adapter; nothing was stored")
-            manifest = Manifest(
-                config=Blob(Digest.of(encoded.document), len(encoded.document)),
-                layer=Blob(staged.digest, staged.size),
-                content=content_digest(stored),  # from the digests that it states, not from the data again
-                base_name=summary.base,
-                license=summary.license,
-            ).encode()
+            manifest = Manifest.of(stored, Blob(staged.digest, staged.size)).encode()
             with store.database.reading() as connection:  # refused now, a push leaves nothing behind
                 Catalogue(connection).would_change(target, Digest.of(manifest), move=move)
             store.blobs.publish(staged)
@@ -164,16 +157,18 @@ class Registry:
             NotFoundError: nothing has that name.
             IntegrityError: the file is not what was stored.
         """
-        from lora_registry.format.reader import read_adapter
-
         record = self.resolve(reference)
         path = self._path(record)
         if verify and not self._store.blobs.verify(record.blob):
             raise IntegrityError(f"the bytes of {path} do not have the digest in its name; see `loreg fsck`")
-        try:
-            return read_adapter(path)
-        except InvalidInputError as error:
-            raise IntegrityError(f"the blob of {record.reference} is damaged: {error}") from error
+        return self._native(record).adapter
+
+    def _native(self, record: Record) -> NativeFile:
+        """The native file of ``record``, whose size is right; refused where its manifest is another than that."""
+        from lora_registry.store.entries import open_layer
+        from lora_registry.store.manifest import Blob
+
+        return open_layer(self._store.blobs, record.digest, Blob(record.blob, record.size))
 
     def pull(self, reference: str, out: Path) -> Path:
         """Copy the native file out, verified on the way; whole or not at all, and never over something.
@@ -194,6 +189,7 @@ class Registry:
 
         record = self.resolve(reference)
         blob = self._path(record)
+        self._native(record)
         with _place(out, record) as file:
             copy_out(blob, record.blob, file)
         return file

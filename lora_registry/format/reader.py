@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_registry.adapter import Adapter, Json
@@ -29,7 +30,25 @@ def is_native(path: Path) -> bool:
         return path.name.endswith(SUFFIX)  # a broken native file deserves its findings, not "unknown format"
 
 
+@dataclass(frozen=True, slots=True)
+class NativeFile:
+    """A native file whose header was read and checked.
+
+    Attributes:
+        adapter: what it says; the tensors are windows of a memory map.
+        document: the bytes that say it: the metadata entry ``loreg`` in UTF-8, spelled as in the file.
+    """
+
+    adapter: Adapter
+    document: bytes
+
+
 def read_adapter(path: Path, opener: Opener = open_file) -> Adapter:
+    """The adapter of a native file; arguments and errors as of :func:`open_native`."""
+    return open_native(path, opener).adapter
+
+
+def open_native(path: Path, opener: Opener = open_file) -> NativeFile:
     """Read a native file. Only the header is read; the tensors are windows of a memory map.
 
     Args:
@@ -44,7 +63,8 @@ def read_adapter(path: Path, opener: Opener = open_file) -> Adapter:
     document, findings = _document(container)
     if findings:
         raise InvalidInputError.from_findings(str(path), findings)
-    return from_document(document, {key: container.tensor(key) for key in container.entries})
+    adapter = from_document(document, {key: container.tensor(key) for key in container.entries})
+    return NativeFile(adapter, container.metadata[KEY].encode())
 
 
 def check_file(path: Path) -> list[Finding]:

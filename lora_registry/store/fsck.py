@@ -34,6 +34,7 @@ RULES: Mapping[str, str] = {
     "S-012": "the lines of the journal are a whole chain",
     "S-013": "the journal has every event of the database",
     "S-014": "the database has every event of the journal; an error where more than one transaction is missing",
+    "S-015": "a manifest is what follows from its native file",
 }
 """Rule id to the rule in one line (spec/registry.md section 9)."""
 
@@ -173,7 +174,7 @@ def _check_entries(store: Store, entries: Sequence[Entry]) -> Iterator[Finding]:
         except NotFoundError:
             continue  # S-003 has said so
         except IntegrityError as error:
-            yield Finding("S-008", f"manifests/{entry.digest}", str(error))
+            yield Finding("S-015", f"manifests/{entry.digest}", str(error))
 
 
 def _check_folder(store: Store) -> Iterator[Finding]:

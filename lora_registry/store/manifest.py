@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from lora_registry.adapter import Json
 from lora_registry.digest import Digest
 from lora_registry.errors import IntegrityError
 from lora_registry.format.canonical import JsonError, decode, encode
-from lora_registry.format.reader import SUFFIX
+from lora_registry.format.identity import content_digest
+from lora_registry.format.reader import SUFFIX, NativeFile
+from lora_registry.store.record import Summary
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.loreg.adapter.v1+json"
@@ -64,6 +67,34 @@ class Manifest:
     base_name: str | None = None
     license: str | None = None
 
+    @classmethod
+    def of(cls, native: NativeFile, layer: Blob) -> Self:
+        """The one manifest that a native file has.
+
+        The content digest comes from the digests that the file states; its data is not read.
+
+        Args:
+            native: the file.
+            layer: digest and size of its bytes.
+        """
+        summary = Summary.of(native.adapter)
+        return cls(
+            config=Blob(Digest.of(native.document), len(native.document)),
+            layer=layer,
+            content=content_digest(native.adapter),
+            base_name=summary.base,
+            license=summary.license,
+        )
+
+    @property
+    def digest(self) -> Digest:
+        """Digest of the canonical bytes."""
+        return Digest.of(self.encode())
+
+    def differences(self, other: Manifest) -> list[str]:
+        """What two manifests say differently, in words."""
+        return [words for name, words in _WORDS.items() if getattr(self, name) != getattr(other, name)]
+
     def encode(self) -> bytes:
         """The canonical bytes; their sha256 is the manifest's digest."""
         said = {CONTENT: str(self.content), BASE_NAME: self.base_name, LICENSE: self.license}
@@ -109,6 +140,16 @@ class Manifest:
             base_name=_text(annotations[BASE_NAME]) if BASE_NAME in annotations else None,
             license=_text(annotations[LICENSE]) if LICENSE in annotations else None,
         )
+
+
+_WORDS = {
+    "config": "document",
+    "layer": "native file",
+    "content": "content digest",
+    "base_name": "name of the base",
+    "license": "license",
+}
+"""The fields of a manifest, as errors call them."""
 
 
 def _descriptor(blob: Blob, media_type: str) -> dict[str, Json]:

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from forged_manifests import LIES, forge
 from small_adapters import small_adapter
 
 from lora_registry.errors import IntegrityError, NotFoundError
@@ -44,6 +45,10 @@ def edit_journal(edit: Callable[[list[bytes]], object]) -> Callable[[Store, Path
     return spoil
 
 
+def lying(**lies: object) -> Callable[[Store, Path], object]:
+    return lambda store, _blob: forge(store, "a:1", **lies)
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -52,7 +57,7 @@ def flip(path: Path) -> None:
 
 CASES: dict[str, tuple[Callable[[Store, Path], object], set[str]]] = {
     "a flipped bit": (lambda _store, blob: flip(blob), {"S-001"}),
-    "a truncated blob": (lambda _store, blob: overwrite(blob, blob.read_bytes()[:-1]), {"S-002", "S-008"}),
+    "a truncated blob": (lambda _store, blob: overwrite(blob, blob.read_bytes()[:-1]), {"S-002", "S-015"}),
     "a missing blob": (lambda _store, blob: blob.unlink(), {"S-003"}),
     "an orphan": (lambda store, _blob: store.blobs.put([b"orphan"]), {"S-004"}),
     "a foreign file": (lambda store, _blob: (store.layout.root / "notes.txt").touch(), {"S-005"}),
@@ -72,6 +77,7 @@ CASES: dict[str, tuple[Callable[[Store, Path], object], set[str]]] = {
     "an edited journal": (edit_journal(lambda lines: lines.__setitem__(0, b"{}\n")), {"S-012", "S-013"}),
     "a shortened journal": (edit_journal(lambda lines: lines.pop()), {"S-013"}),
     "a torn journal": (edit_journal(lambda lines: lines.append(b'{"half')), {"S-014"}),
+    **{f"another {what} in a manifest": (lying(**lie), {"S-015"}) for what, lie in LIES.items()},
 }
 
 

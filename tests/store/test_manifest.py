@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from forged_manifests import LIES, forge
 from small_adapters import small_adapter
 
 from lora_registry.digest import Digest
@@ -72,3 +74,31 @@ def test_equal_adapters_have_equal_manifests_wherever_they_are_pushed(registry: 
     manifest = Manifest.decode(blobs.read(first.digest))
     document = open_container(registry.path("a:1")).metadata["loreg"]
     assert blobs.read(manifest.config.digest) == document.encode()
+
+
+@pytest.mark.parametrize("what", LIES)
+def test_a_manifest_that_says_other_things_than_its_native_file_is_refused(
+    registry: Registry, store: Store, tmp_path: Path, what: str
+) -> None:
+    """By everything that opens the file: a pull, a load, and a reindex, which notes it as lost; lists open none."""
+    honest = registry.push(small_adapter(1), "a:1")
+    digest = forge(store, "a:1", **LIES[what])
+    for use in (registry.load, lambda reference: registry.pull(reference, tmp_path / "out")):
+        with pytest.raises(IntegrityError, match=rf"{digest} is not that of its native file: another {what}$"):
+            use("a:forged")
+    assert not (tmp_path / "out").exists()
+    assert registry.resolve("a:forged").digest == digest
+    assert registry.reindex().lost == (("a", digest),)
+    assert [record.digest for record in registry.list()] == [honest.digest]
+    assert registry.load("a:1").targets
+
+
+def test_a_row_that_names_another_native_file_is_refused(registry: Registry, store: Store) -> None:
+    """What is loaded is what the manifest names, whatever the catalogue says."""
+    registry.push(small_adapter(1), "a:1")
+    other = registry.push(small_adapter(2), "a:2")
+    with store.database.writing() as connection:
+        connection.exec_driver_sql("UPDATE manifests SET blob = ?, size = ?", (str(other.blob), other.size))
+    assert registry.load("a:2").targets
+    with pytest.raises(IntegrityError, match="another document, native file, content digest"):
+        registry.load("a:1")
