@@ -26,7 +26,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 @pytest.fixture
 def pissa(tmp_path: Path) -> tuple[nn.Module, PeftModel, Path]:
-    """The base as it was, a trained PiSSA model, and its folder as LLaMA-Factory leaves it; beside it PEFT's ``plain``."""
+    """The base as it was, a trained PiSSA model, and its folder as LLaMA-Factory leaves it; PEFT's ``plain`` beside."""
     torch.manual_seed(0)
     before = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
     base = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
@@ -96,6 +96,16 @@ def test_a_beginning_that_is_none_is_refused(pissa: tuple[nn.Module, PeftModel, 
     path.write_text(json.dumps({**json.loads(path.read_text()), "init_lora_weights": "pissa"}))
     with pytest.raises(UnsupportedError, match="pissa"):
         converter.read(folder)
+
+
+@pytest.mark.parametrize("name", ["pissa_init", "pissa_backup"])
+def test_folders_that_call_themselves_plain_are_refused(name: str, pissa: tuple[nn.Module, PeftModel, Path]) -> None:
+    """LLaMA-Factory saves both with ``init_lora_weights`` true; only the names tell that they are PiSSA's."""
+    _, wrapped, folder = pissa
+    wrapped.peft_config["default"].init_lora_weights = True
+    wrapped.save_pretrained(folder / "pissa_backup")
+    with pytest.raises(UnsupportedError, match="keeps it for the base without its initial factors"):
+        converter.read(folder / name)
 
 
 @pytest.mark.parametrize(

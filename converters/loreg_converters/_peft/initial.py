@@ -2,8 +2,8 @@
 
 PiSSA (Meng et al. 2024, arXiv 2404.02948) takes s·B₀·A₀ out of the base and trains B and A from B₀ and A₀. With the
 base as people have it the change is s·(B·A - B₀·A₀), a product of twice the rank: A over A₀, and B beside -B₀, as
-PEFT's own conversion has it (``subtract_mutated_init``, PEFT 0.21.2). LLaMA-Factory 0.9 leaves B₀ and A₀ in a folder
-of their own.
+PEFT's own conversion has it (``subtract_mutated_init``, PEFT 0.21.2). LLaMA-Factory leaves B₀ and A₀ in a folder of
+their own (``PissaConvertCallback``, train/callbacks.py, 2025).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_registry.adapter import Adapter, Json, Kind, Target
+from lora_registry.errors import UnsupportedError
 from lora_registry.findings import Finding
 from lora_registry.ops.arrays import from_array, to_array
 from loreg_converters._peft.files import CONFIG
@@ -22,6 +23,23 @@ from loreg_converters._peft.problems import broken, refuse
 
 INITIAL = "pissa_init"
 """What LLaMA-Factory calls the folder of the adapter before the first step."""
+
+
+_DISGUISED = frozenset({INITIAL, "pissa_backup"})
+"""Folders of LLaMA-Factory whose config says that they are plain, and which belong to the base without B₀·A₀."""
+
+
+def refuse_disguised(folder: Path) -> None:
+    """Refuse a PiSSA adapter that calls itself a plain one.
+
+    Raises:
+        UnsupportedError: ``folder`` is one that LLaMA-Factory keeps for itself.
+    """
+    if folder.name in _DISGUISED and (folder.parent / INITIAL / CONFIG).is_file():
+        raise UnsupportedError(
+            f"{folder}: LLaMA-Factory keeps it for the base without its initial factors, though its config does not "
+            f"say so; convert {folder.parent.name or 'the folder around it'} or pissa_converted"
+        )
 
 
 def initial_folder(folder: Path, raw: Mapping[str, Json]) -> Path | None:

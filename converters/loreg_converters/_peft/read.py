@@ -14,7 +14,7 @@ from lora_registry.format.container import open_container
 from loreg_converters._peft.composed import Composed, composed_targets, kernels_unknown
 from loreg_converters._peft.config import COMPOSED, TRAINING_ONLY, Config, checked_config, load_json
 from loreg_converters._peft.files import CONFIG, PICKLED, WEIGHTS
-from loreg_converters._peft.initial import INITIAL, initial_folder, relative_to_base
+from loreg_converters._peft.initial import INITIAL, initial_folder, refuse_disguised, relative_to_base
 from loreg_converters._peft.pickled import read_pickled
 from loreg_converters._peft.places import find_places
 from loreg_converters._peft.problems import broken, refuse, unsupported
@@ -35,6 +35,7 @@ def read_folder(folder: Path) -> tuple[Adapter, Report]:
         InvalidInputError: the files break PEFT's format or contradict each other; carries every finding.
         UnsupportedError: they say what an adapter cannot hold, or leave open what must be known.
     """
+    refuse_disguised(folder.absolute())
     raw = load_json(folder / CONFIG)
     began = initial_folder(folder, raw)
     if began is None:
