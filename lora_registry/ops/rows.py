@@ -14,6 +14,7 @@ import numpy as np
 from lora_registry.adapter import Kind, Target, Tensor
 from lora_registry.digest import Digest
 from lora_registry.errors import InvalidInputError, UnsupportedError
+from lora_registry.format.segment_rules import check_segments, to_record
 from lora_registry.ops.arrays import Array, from_array, numpy_dtype, to_array
 from lora_registry.segments import Rope, Segment, Segments
 
@@ -68,8 +69,10 @@ def row_order(have: Segments, wanted: Segments) -> list[int]:
     """Where each output comes from: output i in the ``wanted`` order is output ``order[i]`` of those there are.
 
     Raises:
-        InvalidInputError: the two do not have the same segments.
+        InvalidInputError: the two do not have the same segments, or break R-042.
     """
+    _check(have)
+    _check(wanted)
     segments = {part.name: part for part in have.parts}
     lengths = {part.name: part.length for part in have.parts}
     if lengths != {part.name: part.length for part in wanted.parts}:
@@ -97,12 +100,13 @@ def fused(parts: Mapping[str, Target], segments: Segments, *, name: str) -> Targ
 
     Raises:
         InvalidInputError: a part belongs to no segment, has another length, or differs from the others in kind,
-            layout, inputs, element types or roles.
+            layout, inputs, element types or roles; the segments break R-042.
         UnsupportedError: LoKr targets; parts of several scales; a magnitude or a value for some segments only.
     """
     unknown = sorted(parts.keys() - {part.name for part in segments.parts})
     if unknown or not parts:
         raise InvalidInputError(f"{name}: no segment {', '.join(unknown)} in {_listed(segments)}")
+    _check(segments)
     rows = segments.rows()
     given = [
         _Part(_in_order_of(part, parts[part.name]), rows[part.name]) for part in segments.parts if part.name in parts
@@ -123,7 +127,7 @@ def fused(parts: Mapping[str, Target], segments: Segments, *, name: str) -> Targ
         else:
             tensors[a], tensors[b] = _diagonal(given, a, b, segments.length)
             initial = sum(part.target.initial for part in given)
-    for role in first.tensors.keys() - tensors.keys():
+    for role in [role for role in first.tensors if role not in tensors]:
         tensors[role] = _over_each_other(given, role, segments.length)
     return replace(
         first,
@@ -155,6 +159,13 @@ def _segments_of(target: Target) -> Segments:
 def _refuse_lokr(target: Target) -> None:
     if target.kind is Kind.LOKR:
         raise UnsupportedError(f"{target.name}: the factors of a LoKr target have no row for each output")
+
+
+def _check(segments: Segments) -> None:
+    """Refuse segments that were made in code and break the rule of those in files (R-042)."""
+    findings = list(check_segments("segments", to_record(segments), segments.length))
+    if findings:
+        raise InvalidInputError.from_findings(_listed(segments), findings)
 
 
 def _listed(segments: Segments) -> str:

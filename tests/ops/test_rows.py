@@ -238,6 +238,14 @@ def test_what_has_no_meaning_is_refused() -> None:
     ):
         with pytest.raises(InvalidInputError, match=message):
             reordered(whole, wanted)
+    uneven = attention(interleave=3)
+    for attempt in (
+        lambda: reordered(whole, uneven),
+        lambda: row_order(uneven, attention()),
+        lambda: fused({"q": made(Kind.LINEAR, ("out", "in"), 16)}, uneven, name="w"),
+    ):
+        with pytest.raises(InvalidInputError, match="3 blocks do not divide every segment"):
+            attempt()
     lokr = replace(
         plain,
         kind=Kind.LOKR,
