@@ -1,0 +1,150 @@
+/** Probe certificates (section 11.1): eight numbers for each component of each target, in binary64. */
+import { AdapterError } from "./errors.mjs";
+import { KINDS, storesInFirst } from "./kinds.mjs";
+import { Sha256 } from "./sha256.mjs";
+import { changeOf, elementsOf } from "./change.mjs";
+import { decode } from "./numbers.mjs";
+
+const COUNT = 8;
+const DIGEST_BITS = 256;
+
+const product = (lengths) => lengths.reduce((result, length) => result * length, 1);
+
+/** Signs of one stream, which grow as they are asked for. */
+class Signs {
+  /** @param {"left" | "right"} side @param {number} j */
+  constructor(side, j) {
+    this.prefix = `loreg-probe-v1/${side}/${j}/`;
+    this.signs = new Float64Array(0);
+  }
+
+  /** @param {number} length @returns {Float64Array} at least so many signs, each 1 or -1 */
+  upTo(length) {
+    if (this.signs.length >= length) return this.signs;
+    const known = this.signs.length / DIGEST_BITS;
+    const blocks = Math.max(Math.ceil(length / DIGEST_BITS), 2 * known);
+    const signs = new Float64Array(blocks * DIGEST_BITS);
+    signs.set(this.signs);
+    for (let n = known; n < blocks; n += 1) {
+      const digest = new Sha256().update(new TextEncoder().encode(`${this.prefix}${n}`)).digest();
+      for (let bit = 0; bit < DIGEST_BITS; bit += 1) {
+        signs[n * DIGEST_BITS + bit] = (digest[bit >> 3] >> (bit & 7)) & 1 ? -1 : 1;
+      }
+    }
+    this.signs = signs;
+    return signs;
+  }
+}
+
+const LEFT = Array.from({ length: COUNT }, (_, j) => new Signs("left", j));
+const RIGHT = Array.from({ length: COUNT }, (_, j) => new Signs("right", j));
+
+/** Eight numbers, from a function of the two vectors of signs. */
+const eight = (rows, columns, number) => LEFT.map((left, j) => number(left.upTo(rows), RIGHT[j].upTo(columns)));
+
+function dot(line, signs) {
+  let sum = 0;
+  for (let k = 0; k < line.length; k += 1) sum += line[k] * signs[k];
+  return sum;
+}
+
+/** Σ (uᵀB)(Av) over the blocks: nothing of the base's size is made. */
+function ofBlocks({ blocks, rows, columns }) {
+  const height = rows / blocks.length;
+  return eight(rows, columns, (u, v) => {
+    let sum = 0;
+    blocks.forEach(({ left, right, rank }, block) => {
+      for (let t = 0; t < rank; t += 1) {
+        let column = 0;
+        for (let i = 0; i < height; i += 1) column += u[block * height + i] * left[i * rank + t];
+        sum += column * dot(right.subarray(t * columns, (t + 1) * columns), v);
+      }
+    });
+    return sum;
+  });
+}
+
+function ofRows({ rows, columns, fill }) {
+  const sums = new Array(COUNT).fill(0);
+  const line = new Float64Array(columns);
+  const [lefts, rights] = [LEFT.map((left) => left.upTo(rows)), RIGHT.map((right) => right.upTo(columns))];
+  for (let row = 0; row < rows; row += 1) {
+    fill(row, line);
+    for (let j = 0; j < COUNT; j += 1) sums[j] += lefts[j][row] * dot(line, rights[j]);
+  }
+  return sums;
+}
+
+/** A dense matrix; `turned` where its last two axes are stored the other way round. */
+function ofMatrix(values, shape, turned) {
+  const rowsOf = (lengths) => (lengths.length === 0 ? 1 : lengths[0]);
+  if (!turned) {
+    const columns = values.length / rowsOf(shape);
+    const fill = (row, into) => into.set(values.subarray(row * columns, (row + 1) * columns));
+    return ofRows({ rows: rowsOf(shape), columns, fill });
+  }
+  const [inputs, out] = shape.slice(-2);
+  const rows = shape.length === 3 ? shape[0] : out; // experts stay the first axis: (expert, out · in)
+  const columns = values.length / rows;
+  return ofRows({
+    rows,
+    columns,
+    fill(row, into) {
+      for (let k = 0; k < columns; k += 1) {
+        into[k] =
+          shape.length === 3
+            ? values[row * columns + (k % inputs) * out + Math.floor(k / inputs)]
+            : values[k * out + row];
+      }
+    },
+  });
+}
+
+function ofElements(target) {
+  const { index, delta } = elementsOf(target);
+  const rows = target.shape.length === 0 ? 1 : target.shape[0];
+  const columns = product(target.shape) / rows;
+  return eight(rows, columns, (u, v) => {
+    let sum = 0;
+    index.forEach((at, n) => {
+      sum += u[Math.floor(at / columns)] * delta[n] * v[at % columns];
+    });
+    return sum;
+  });
+}
+
+/** @param {import("./targets.mjs").Target} target @returns {Map<string, number[]>} components */
+function probeTarget(target) {
+  const components = new Map();
+  const { kind, layout, scale, tensors } = target;
+  const change = changeOf(target);
+  if (change !== undefined || kind === "sparse") {
+    const numbers = kind === "sparse" ? ofElements(target) : change.blocks ? ofBlocks(change) : ofRows(change);
+    components.set("change", numbers.map((number) => scale * number));
+  }
+  for (const role of ["magnitude", "value"]) {
+    const tensor = tensors.get(role);
+    if (tensor === undefined) continue;
+    const turned = role === "value" && KINDS.get(kind).logical && storesInFirst(layout);
+    components.set(role, ofMatrix(decode(tensor.dtype, tensor.bytes), tensor.shape, turned));
+  }
+  return components;
+}
+
+/**
+ * The probe certificate of an adapter: target to component to eight numbers.
+ *
+ * @param {import("./loreg.mjs").Adapter} adapter
+ * @returns {Map<string, Map<string, number[]>>}
+ * @throws {AdapterError} `unsupported` where an element is not finite, because no number is within P-051 of it
+ */
+export function probeTargets({ targets }) {
+  const certificate = new Map(targets.map((target) => [target.name, probeTarget(target)]));
+  for (const [name, components] of certificate) {
+    for (const [component, numbers] of components) {
+      if (numbers.every(Number.isFinite)) continue;
+      throw new AdapterError("unsupported", `${name}: its ${component} has elements that are not finite`);
+    }
+  }
+  return certificate;
+}
