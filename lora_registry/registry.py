@@ -156,6 +156,7 @@ class Registry:
         Raises:
             NotFoundError: nothing has that name.
             IntegrityError: the file is not what was stored.
+            ConflictError: it was stored by a loreg before the release, and is to be pushed again.
         """
         record = self.resolve(reference)
         path = self._path(record)
@@ -182,7 +183,7 @@ class Registry:
 
         Raises:
             NotFoundError: nothing has that name.
-            ConflictError: the file exists.
+            ConflictError: the file exists, or was stored by a loreg before the release.
             IntegrityError: the blob is not what was stored.
         """
         from lora_registry.store.copying import copy_out

@@ -17,6 +17,7 @@ def read_entry(blobs: BlobStore, digest: Digest) -> Entry:
     Raises:
         NotFoundError: a blob is missing.
         IntegrityError: a blob is not what the manifest says, or the manifest not the one of its native file.
+        ConflictError: the manifest is that of a draft; see :meth:`Manifest.decode`.
     """
     if blobs.locate(digest).stat().st_size > MANIFEST_BYTES:
         raise IntegrityError(f"the blob {digest} is too large for a manifest")
@@ -52,6 +53,7 @@ def open_layer(blobs: BlobStore, digest: Digest, layer: Blob) -> NativeFile:
     Raises:
         NotFoundError: a blob is missing.
         IntegrityError: the file is damaged, or has another manifest.
+        ConflictError: it has the manifest of a draft; see :meth:`Manifest.decode`.
     """
     try:
         native = open_native(blobs.locate(layer.digest))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_registry.digest import Digest
-from lora_registry.errors import IntegrityError, LoregError, NotFoundError
+from lora_registry.errors import ConflictError, IntegrityError, LoregError, NotFoundError
 from lora_registry.findings import Finding, Severity
 from lora_registry.format.files import storage_errors
 from lora_registry.store.catalogue import Catalogue, Entry
@@ -173,7 +173,7 @@ def _check_entries(store: Store, entries: Sequence[Entry]) -> Iterator[Finding]:
                 yield Finding("S-008", f"manifests/{entry.digest}", "the row says other things than the blobs")
         except NotFoundError:
             continue  # S-003 has said so
-        except IntegrityError as error:
+        except (IntegrityError, ConflictError) as error:
             yield Finding("S-015", f"manifests/{entry.digest}", str(error))
 
 

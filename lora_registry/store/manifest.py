@@ -13,7 +13,7 @@ from typing import Self
 
 from lora_registry.adapter import Json
 from lora_registry.digest import Digest
-from lora_registry.errors import IntegrityError
+from lora_registry.errors import ConflictError, IntegrityError
 from lora_registry.format.canonical import JsonError, decode, encode
 from lora_registry.format.identity import content_digest
 from lora_registry.format.reader import SUFFIX, NativeFile
@@ -22,7 +22,8 @@ from lora_registry.store.record import Summary
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.loreg.adapter.v1+json"
 CONFIG_TYPE = "application/vnd.loreg.adapter.config.v1+json"
-LAYER_TYPE = "application/vnd.loreg.adapter.v1+safetensors"
+LAYER_TYPE = "application/vnd.loreg.adapter.v1.safetensors"
+_DRAFT_LAYER_TYPE = "application/vnd.loreg.adapter.v1+safetensors"
 
 TITLE = f"adapter{SUFFIX}"
 """File name that OCI clients give the layer; the same for all, since names are no part of identity."""
@@ -115,6 +116,7 @@ class Manifest:
 
         Raises:
             IntegrityError: it is none, or not spelled canonically.
+            ConflictError: a loreg before the release wrote it (spec/decisions/0011).
         """
         try:
             manifest = cls._from_document(decode(data))
@@ -133,9 +135,15 @@ class Manifest:
         layers = fields["layers"]
         if not isinstance(layers, list) or len(layers) != 1:
             raise ValueError("it does not have exactly one layer")
+        layer = _blob(layers[0])
+        if _object(layers[0]).get("mediaType") == _DRAFT_LAYER_TYPE:
+            raise ConflictError(
+                f"the manifest of the native file {layer.digest} has the layer type {_DRAFT_LAYER_TYPE} of a draft, "
+                f"which is {LAYER_TYPE} now; push the file again with --move"
+            )
         return cls(
             config=_blob(fields["config"]),
-            layer=_blob(layers[0]),
+            layer=layer,
             content=Digest.parse(_text(annotations[CONTENT])),
             base_name=_text(annotations[BASE_NAME]) if BASE_NAME in annotations else None,
             license=_text(annotations[LICENSE]) if LICENSE in annotations else None,

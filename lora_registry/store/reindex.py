@@ -50,7 +50,7 @@ def rebuild(store: Store, actor: str) -> Rebuilt:
 
     Raises:
         IntegrityError: journal and database contradict each other, or neither can be read. Nothing is changed.
-        ConflictError: others used the registry for too long.
+        ConflictError: others used the registry for too long, or a manifest is that of a draft. Nothing is changed.
     """
     with store.lock.exclusive():
         database_events = _database_events(store)

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from forged_manifests import LIES, forge
+from forged_manifests import LIES, forge, keep
 from small_adapters import small_adapter
 
 from lora_registry.digest import Digest
-from lora_registry.errors import IntegrityError
+from lora_registry.errors import ConflictError, IntegrityError
 from lora_registry.format.container import open_container
+from lora_registry.format.reader import read_adapter
 from lora_registry.registry import Registry
 from lora_registry.store.manifest import Blob, Manifest
 from lora_registry.store.store import Store
@@ -55,7 +56,7 @@ def test_a_manifest_reads_back_as_itself() -> None:
         MANIFEST.encode().replace(b'"size":5', b'"size":-5'),
         MANIFEST.encode().replace(b'"size":5', b'"size":"5"'),
         MANIFEST.encode().replace(b"sha256:", b"sha512:"),
-        MANIFEST.encode().replace(b"loreg.adapter.v1+safetensors", b"other.v1+safetensors"),
+        MANIFEST.encode().replace(b"loreg.adapter.v1.safetensors", b"other.v1.safetensors"),
     ],
 )
 def test_anything_else_is_refused(data: bytes) -> None:
@@ -91,6 +92,31 @@ def test_a_manifest_that_says_other_things_than_its_native_file_is_refused(
     assert registry.reindex().lost == (("a", digest),)
     assert [record.digest for record in registry.list()] == [honest.digest]
     assert registry.load("a:1").targets
+
+
+def test_a_manifest_of_a_draft_is_refused_by_name(registry: Registry, store: Store, tmp_path: Path) -> None:
+    """Decision 0011: what was pushed under the former media type stays, says what helps, and that helps."""
+    honest = registry.push(small_adapter(1), "a:1")
+    manifest = Manifest.decode(store.blobs.read(honest.digest))
+    draft = manifest.encode().replace(b"v1.safetensors", b"v1+safetensors")
+    digest = keep(store, honest.digest, manifest, draft)
+    hint = r"layer type application/vnd\.loreg\.adapter\.v1\+safetensors of a draft.*push the file again with --move"
+    for use in (
+        lambda: registry.load("a:forged"),
+        lambda: registry.pull("a:forged", tmp_path / "out"),
+        registry.reindex,
+    ):
+        with pytest.raises(ConflictError, match=hint):
+            use()
+    assert registry.resolve("a:forged").digest == digest
+    (finding,) = registry.fsck()
+    assert (finding.rule, finding.place) == ("S-015", f"manifests/{digest}")
+    again = registry.push(read_adapter(registry.path("a:forged")), "a:forged", move=True)
+    assert (again.digest, again.blob) == (honest.digest, honest.blob)
+    registry.gc(grace=0)
+    assert registry.fsck() == []
+    registry.reindex()
+    assert registry.load("a:forged").targets
 
 
 def test_a_row_that_names_another_native_file_is_refused(registry: Registry, store: Store) -> None:
