@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_registry.adapter import Adapter, Tensor
 from lora_registry.digest import Digest
-from lora_registry.errors import InvalidInputError
+from lora_registry.errors import LoregError, refusal
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import JsonError, encode
 from lora_registry.format.container import encode_tensors
@@ -43,6 +43,7 @@ def encode_adapter(adapter: Adapter) -> EncodedAdapter:
 
     Raises:
         InvalidInputError: a rule is broken; carries every finding.
+        IntegrityError: the bytes of a tensor do not have the digest that is stated (R-035), and nothing else is wrong.
     """
     tensors = {tensor_key(target.name, role): tensor for target in adapter for role, tensor in target.tensors.items()}
     document = to_document(adapter)
@@ -59,8 +60,8 @@ def encode_adapter(adapter: Adapter) -> EncodedAdapter:
     return encoded
 
 
-def _broken(findings: list[Finding]) -> InvalidInputError:
-    return InvalidInputError.from_findings("the adapter breaks its format", findings)
+def _broken(findings: list[Finding]) -> LoregError:
+    return refusal("the adapter breaks its format", findings)
 
 
 def _twice(adapter: Adapter) -> Iterator[Finding]:
@@ -88,6 +89,7 @@ def write_adapter(adapter: Adapter, path: Path, *, overwrite: bool = False) -> D
 
     Raises:
         InvalidInputError: a rule is broken; nothing is written.
+        IntegrityError: the bytes of a tensor do not have the digest that is stated; nothing is written.
         ConflictError: ``path`` exists and ``overwrite`` is false.
         MachineError: the disk is full, or failed; nothing is left.
     """

@@ -147,9 +147,8 @@ def peft_folder(folder: Path, *, weights: bytes | None = None, **config: object)
     ("config", "named"),
     [
         ({"peft_type": "NO_SUCH_METHOD"}, "NO_SUCH_METHOD"),
-        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"peft_type": "BOFT"}, "BOFT"),
         ({"init_lora_weights": "pissa"}, "pissa"),
-        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
         ({"a_field_from_the_future": {"on": True}}, "a_field_from_the_future"),
         ({"r": 3}, "rank"),
     ],

@@ -63,6 +63,15 @@ def test_the_same_change_agrees(name: str) -> None:
     assert differences(ORIGINAL, SAME[name]) == []
 
 
+def test_a_change_that_cancels_is_none() -> None:
+    """What arithmetic leaves of a difference of equal things is no difference, however it compares with zero."""
+    wide, a = A.astype(np.float64), B.astype(np.float64)
+    cancels = linear(np.vstack([wide, wide / 3]), np.hstack([a, -a * 3]))
+    nothing = linear(wide, a * 0)
+    assert max(map(abs, certify(cancels).targets[NAME]["change"].numbers)) > 0
+    assert differences(cancels, nothing) == []
+
+
 OTHER = {
     "gate and up swapped": linear(A, np.vstack([B[6:], B[:6]])),
     "the square root of r lost": linear(A, B, scale=2.0 / 2),
