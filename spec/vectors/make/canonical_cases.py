@@ -140,7 +140,7 @@ def _nested(depth: int, inside: Any) -> Any:
 
 
 def _headers() -> Iterator[Case]:
-    rules = ("P-020", "P-021")
+    rules = ("P-020", "P-021", "P-022")
     draft = samples.linear({"A": tensor("F64", (2, 4)), "B": tensor("BF16", (3, 2)), "magnitude": tensor("F32", (3,))})
     text = canonical.encode(draft.document).decode()
     metadata = {"__metadata__": {"loreg": text}}

@@ -91,6 +91,7 @@ KEYS = (
     (("R-009", "R-021"), "space", "a space in a name is one in its keys", renamed(samples.full(), "norm weight")),
     (("R-009", "R-021"), "umlaut", "a letter that looks like another", renamed(samples.full(), "w\u0435ight")),
     (("R-009", "R-021"), "escape", "a control character in a name", renamed(samples.full(), "w\x1b[2J")),
+    (("R-009", "R-021"), "long", "a name of 257 characters", renamed(samples.full(), "n" * 257)),
     ("R-021", "empty", "a target without a name", renamed(samples.full(), "")),
     ("R-011", "other-key", "metadata of another program", metadata({"format": "pt"})),
     ("R-011", "no-map", "no metadata at all", metadata(None)),
@@ -138,6 +139,7 @@ REQUIREMENTS = (
     ("null", "requirements that are null", top(requires=None)),
     ("merge", "requirements for something else", top(requires={"merge": []})),
     ("string", "a name in place of a list", top(requires={"write": "a"})),
+    ("read-string", "a known feature in place of a list", top(requires={"read": "gate"})),
     ("number", "a name that is a number", top(requires={"write": [1]})),
     ("upper-case", "a name in upper case", top(requires={"write": ["X"]})),
     ("empty-name", "a name of no characters", top(requires={"write": [""]})),
@@ -285,6 +287,6 @@ def vectors() -> Iterator[Vector]:
     for rule, cases in tables.items():
         for name, why, data in cases:
             needs = ("gate", "loha") if name == "read-not-sorted" else ()
-            yield invalid(name, rule, why, data, needs)
+            yield invalid(name, rule, why, data, needs, ("P-040",) if name == "alone" else ())
     for name, why, data in GATE:
         yield invalid(name, "R-018", why, data, ("gate",))

@@ -57,6 +57,8 @@ JSON = (
     ("not-utf-8", "a byte that UTF-8 does not have", framed(b'{"\xff":1}')),
     ("overlong", "an overlong encoding", framed(b'{"\xc0\xaf":1}')),
     ("surrogate-bytes", "half of a surrogate pair as bytes", framed(b'{"\xed\xa0\x80":1}')),
+    ("surrogate-value", "half of a surrogate pair in the string map", framed(rb'{"__metadata__":{"a":"\udfff"}}')),
+    ("map-twice", "the string map twice", framed(b'{"__metadata__":{},"__metadata__":{}}')),
     ("surrogate-escape", "half of a surrogate pair as an escape", framed(rb'{"\ud800":1}')),
     ("control-character", "a line feed in a string", framed(b'{"a\nb":1}')),
     ("nan", "NaN", framed(b'{"t":NaN}')),
@@ -114,6 +116,11 @@ COVERAGE = (
     ("overlap", "two tensors share bytes", framed({"t": record(), "u": record(offsets=[4, 12])}, bytes(12))),
     ("same-range", "two names for one range", framed({"t": record(), "u": record()}, bytes(8))),
     ("inside", "a tensor inside another", framed({"t": record("U8", [8]), "u": record("U8", [2], [4, 6])}, bytes(8))),
+    (
+        "empty-inside",
+        "a tensor of no bytes inside another",
+        framed({"t": record("U8", [8]), "u": record("U8", [0], [4, 4])}, bytes(8)),
+    ),
     ("hole", "bytes between two tensors", framed({"t": record(), "u": record(offsets=[16, 24])}, bytes(24))),
     ("hole-at-start", "bytes before the first tensor", one(bytes(16), offsets=[8, 16])),
 )

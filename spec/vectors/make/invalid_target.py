@@ -83,6 +83,7 @@ KIND = (
     ("missing", "no kind", without(samples.linear(), "kind")),
     ("null", "a kind that is null", samples.linear(kind=None)),
     ("upper-case", "a kind in upper case", samples.linear(kind="Linear")),
+    ("object-null", "a target that is null", Draft({"loreg": 1, "targets": {"w": None}})),
     ("no-object", "a target that is a list", shapeless()),
 )
 LAYOUT = (
@@ -161,6 +162,14 @@ FACTORS = (
     ("loha-ranks", "ranks of one product that differ", samples.loha(B2=f32(3, 2))),
     ("loha-kernel", "a product without the kernel", samples.loha((2,), A2=f32(1, 4))),
     ("lokr-product", "matrices whose product has another shape", samples.lokr((True, True), C1=f32(3, 3))),
+    ("loha-no-axis", "a factor of no axis", samples.loha(A1=f32())),
+    ("loha-inputs", "a product for another input", samples.loha(A2=f32(1, 3))),
+    ("loha-outputs", "a product for another output", samples.loha(B1=f32(4, 2))),
+    ("lokr-inputs", "matrices whose product has other inputs", samples.lokr((True, True), C1=f32(2, 2))),
+    ("lokr-no-axis", "a matrix of no axis", samples.lokr((True, True), C1=f32())),
+    ("lokr-one-axis", "a matrix of one axis", samples.lokr((True, True), C2=f32(3))),
+    ("lokr-a-one-axis", "a factor of one axis", samples.lokr(A2=f32(2))),
+    ("lokr-b-no-axis", "a factor of no axis", samples.lokr(B2=f32())),
     ("lokr-ranks", "ranks of one matrix that differ", samples.lokr((True, False), B2=f32(3, 2))),
     ("lokr-kernel", "a kernel in the first matrix", samples.lokr((True, True), (2,), C1=f32(2, 3, 2))),
 )  # fmt: skip
@@ -179,6 +188,22 @@ VALUE = (
     ("tokens-width", "rows of another width", with_(samples.tokens(), value=f32(2, 4))),
     ("tokens-flat", "rows in one axis", with_(samples.tokens(), value=f32(6))),
     ("sparse-lengths", "fewer changes than positions", with_(samples.sparse(), delta=f32(2))),
+    (
+        "tokens-no-shape",
+        "rows in one axis, for a base of unknown shape",
+        without(with_(samples.tokens(), value=f32(2)), "shape"),
+    ),
+    ("tokens-no-axis", "rows in no axis", with_(samples.tokens(rows=[1]), value=f32())),
+    (
+        "sparse-both-axes",
+        "positions and changes with two axes",
+        with_(samples.sparse(), index=tensor("I64", (3, 1), [0, 5, 11]), delta=f32(3, 1)),
+    ),
+    (
+        "sparse-no-axis",
+        "a position and a change of no axis",
+        with_(samples.sparse(), index=tensor("I64", (), [0]), delta=f32()),
+    ),
     ("sparse-axes", "changes with two axes", with_(samples.sparse(), delta=f32(3, 1))),
 )
 GROUPS = (
@@ -195,6 +220,7 @@ ROWS = (
     ("missing", "no rows", without(samples.tokens(), "rows")),
     ("empty", "a list of no rows", of(samples.tokens(), rows=[])),
     ("descending", "rows in descending order", of(samples.tokens(), rows=[4, 1])),
+    ("length-descending", "added rows in descending order", samples.tokens(rows=[6, 5], length=7)),
     ("twice", "one row twice", of(samples.tokens(), rows=[1, 1])),
     ("beyond", "a row beyond the base", of(samples.tokens(), rows=[1, 5])),
     ("negative", "a negative row", of(samples.tokens(), rows=[-1, 1])),
@@ -211,6 +237,14 @@ LENGTH = (
     ("true", "a length that is true", samples.tokens(shape=[5, 3], length=True)),
     ("fraction", "a length with a fraction", None),
     ("linear", "a length of a linear target", samples.linear(length=9)),
+    ("string", "a length that is a string", samples.tokens(rows=[5], length="6")),
+    ("null", "a length that is null", samples.tokens(length=None)),
+    (
+        "axis-limit",
+        "a length beyond the limit of axes",
+        samples.tokens(shape=[AXIS_LENGTH, 3], rows=[AXIS_LENGTH], length=AXIS_LENGTH + 1),
+    ),
+    ("first-missing", "the first of two added rows is not given", samples.tokens(rows=[1, 6], length=7)),
     ("billions", "a length of a million million rows, of which two are given", samples.tokens(length=10**12)),
 )
 DIGESTS = (
@@ -220,9 +254,11 @@ DIGESTS = (
     ("long", "a digest with a digit too many", stating(DIGEST + "0")),
     ("space", "a digest with a line feed behind it", stating(DIGEST + "\n")),
     ("null", "a digest that is null", stating(None)),
+    ("number", "a digest that is a number", stating(0)),
 )
 FINGERPRINT = (
     ("short", "a fingerprint of forty digits", samples.linear(fingerprint="sha256:" + "f" * 40)),
+    ("upper-case", "a fingerprint in upper case", samples.linear(fingerprint="sha256:" + "F" * 64)),
     ("null", "a fingerprint that is null", samples.linear(fingerprint=None)),
     ("sha512", "a fingerprint by another algorithm", samples.full(fingerprint="sha512:" + "0" * 128)),
 )
@@ -231,6 +267,17 @@ SEGMENTS = (
     ("null", "segments that are null", fused(None)),
     ("no-parts", "segments without parts", fused({"interleave": 1})),
     ("empty", "no part", halves()),
+    ("parts-object", "parts that are an object", fused({"parts": {"q": 6}})),
+    ("part-string", "a part that is a string", halves("q")),
+    ("rope-null", "a rope that is null", halves(part() | {"rope": None})),
+    ("rope-member", "a member of rope that is not known", halves(part(head=2, order="pairs", base=10000))),
+    ("head-zero", "a head of no outputs", halves(part(head=0, order="pairs"))),
+    ("head-string", "a head that is a string", halves(part(head="2", order="pairs"))),
+    ("rotary-zero", "no rotated output", halves(part(head=2, order="pairs", rotary=0))),
+    ("rotary-null", "a rotary that is null", halves(part(head=2, order="pairs", rotary=None))),
+    ("name-empty", "a name of no characters", halves(part(""))),
+    ("no-name", "a part without a name", halves({"length": 6})),
+    ("no-length", "a part without a length", halves({"name": "q"})),
     ("sum-short", "lengths that add up to less", halves(part(length=4))),
     ("sum-long", "lengths that add up to more", halves(part("q", 4), part("k", 4))),
     ("same-name", "two parts of one name", halves(part("q", 3), part("q", 3))),
@@ -266,6 +313,8 @@ POSITIONS = (
     ("twice", "one position twice", samples.sparse((5, 5))),
     ("negative", "a negative position", samples.sparse((-1, 5))),
     ("beyond", "a position beyond the base tensor", samples.sparse((0, 12))),
+    ("largest", "the largest position there is", samples.sparse((0, (1 << 63) - 1))),
+    ("smallest", "the smallest position there is", samples.sparse((-(1 << 63), 0))),
 )
 
 TABLES = {
@@ -310,7 +359,7 @@ def _spelled() -> Iterator[tuple[str, str, str, bytes]]:
 
 def _data() -> Iterator[Vector]:
     """Digests of other bytes, alone and beside rules that come before them."""
-    yield invalid("other-bytes", "R-035", "a digest of other bytes", stating(DIGEST).file())
+    yield invalid("other-bytes", "R-035", "a digest of other bytes", stating(DIGEST).file(), about=("P-004",))
     draft = samples.linear()
     item = draft.tensors["w/B"]
     draft.tensors["w/B"] = Tensor(item.dtype, item.shape, item.data[:-1] + b"\1")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+import container
 import identity
 import samples
-from container import Tensor, tensor
+from container import Tensor, framed, records, tensor
 from draft import Draft, adapter, one
 from floats import FLOATS, Number
 from merging import merging
@@ -46,6 +48,7 @@ def vectors() -> Iterator[Vector]:
     yield from _scales()
     yield from _magnitudes()
     yield from _several()
+    yield from _bases()
     yield from _fingerprints()
     yield from _refused()
 
@@ -215,6 +218,29 @@ def _several() -> Iterator[Vector]:
     )  # fmt: skip
     base = {**based(draft), "a.bias": tensor("BF16", (2,)), "untouched": tensor("I8", (2,), [1, 2])}
     yield merging("several", "three targets, and a tensor that none of them changes", draft, base)
+
+
+def _bases() -> Iterator[Vector]:
+    """Bases of other programs: the rules for native files do not apply to them, those of the container do."""
+    draft = samples.bias()
+    base = {
+        "caf\u00e9 \u4e16": tensor("U8", (1,)), "w": tensor("F16", (3,)), "empty": Tensor("F32", (0, 4), b""),
+        "e": tensor("F64", (2,)),
+    }  # fmt: skip
+    order = ["caf\u00e9 \u4e16", "empty", "e", "w"]
+    header = {"__metadata__": {"format": "pt", "": ""}} | records(base, order)
+    data = b"".join(base[key].data for key in order)
+    spelled = framed(json.dumps(header, indent=1).encode(), data)
+    yield merging("base-foreign", "any order and names, metadata, an empty tensor", draft, base, data=spelled)
+    plain = {"w": tensor("F32", (3,))}
+    head, hole = records(plain, ["w"]), {"w": container.record("F32", [3], [4, 16])}
+    unknown = {"x": container.record("F6", [0], [12, 12])}
+    for name, why, broken in (
+        ("truncated", "the base lacks its last byte", framed(head, plain["w"].data[:-1])),
+        ("hole", "bytes of the base belong to no tensor", framed(hole, bytes(16))),
+        ("type", "an element type that nobody knows", framed(head | unknown, plain["w"].data)),
+    ):  # fmt: skip
+        yield merging(f"refused-base-{name}", why, draft, plain, code="invalid-input", data=broken)
 
 
 def _fingerprints() -> Iterator[Vector]:

@@ -16,8 +16,8 @@ from floats import FLOATS
 _BITS = 400
 """Binary places to which a root is taken before it is rounded; asserted to be enough."""
 
-ROOT_ULP = 4
-"""What a norm of few elements, a quotient and a product err by at most, in the arithmetic of the result."""
+WIDE_ULP = 4
+"""What few products and sums, a norm and a quotient err by at most where the result has their arithmetic's type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,12 @@ def merge(target: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Tensor
     if kind == "sparse":  # an element without a change keeps its bits, a negative zero too
         touched = {int(position) for position in tensors["index"].values}
         result = [value if index in touched else base.values[index] for index, value in enumerate(result)]
-    return _rounded(base, base.shape, result, 0 if exact else 1)
+    return _rounded(base, base.shape, result, _ulp(base.dtype, exact=exact))
+
+
+def _ulp(dtype: str, *, exact: bool) -> int:
+    """The distance that the arithmetic of P-014 needs."""
+    return 0 if exact else WIDE_ULP if dtype in ("F32", "F64") else 1
 
 
 def _rows(target: Mapping[str, Any], value: Tensor, base: Tensor) -> Merged | None:
@@ -85,8 +90,7 @@ def _decomposed(
         return None
     size = floats.size_of(base.dtype)
     data = b"".join(word.to_bytes(size, "little") for word in bits)
-    ulp = 0 if exact else ROOT_ULP if base.dtype in ("F32", "F64") else 1
-    return Merged(Tensor(base.dtype, base.shape, data), ulp)
+    return Merged(Tensor(base.dtype, base.shape, data), _ulp(base.dtype, exact=exact))
 
 
 def _root(dtype: str, numerator: Fraction, norm: Fraction) -> int:

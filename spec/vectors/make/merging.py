@@ -47,6 +47,7 @@ def merging(
     *,
     rules: tuple[str, ...] = (),
     code: str = "",
+    data: bytes | None = None,
 ) -> Vector:
     """A sound adapter, and a base that it is merged into.
 
@@ -57,11 +58,12 @@ def merging(
         base: name to tensor.
         rules: P rules that it is about.
         code: of the refusal, where the two do not go together.
+        data: the file of the base, where it is not spelled as a writer spells it.
     """
     expected = refused(code) if code else outcome(draft, base)
     file = f"merge/{name}.base{SUFFIX}"
     finite = all(isfinite(value) for item in draft.tensors.values() for value in item.values)
     vector = sound(name, why, draft, rules=rules, folder="merge", merge={"base": file, **expected})
     certificate = {"probe": probe.certificate(draft)} if finite else {}
-    files = {**vector.files, file: container.sealed(base, None)}
+    files = {**vector.files, file: container.sealed(base, None) if data is None else data}
     return replace(vector, expect=vector.expect | certificate, files=files)

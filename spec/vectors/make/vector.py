@@ -69,12 +69,15 @@ def invalid(
     why: str,
     data: bytes | tuple[dict[str, Any], ...],
     needs: Iterable[str] = (),
+    about: tuple[str, ...] = (),
 ) -> Vector:
-    """A file that breaks these rules and no others."""
+    """A file that breaks these rules and no others; and the P rules that it is about."""
     broken = (rules,) if isinstance(rules, str) else tuple(sorted(rules))
     pieces = {"data": data} if isinstance(data, bytes) else {"build": data}
     expect = {"read": refused(code_of(broken)), "validate": {"rules": list(broken)}}
-    return Vector(f"invalid/{'-and-'.join(broken)}-{name}", why, broken, expect, needs=tuple(needs), **pieces)
+    return Vector(
+        f"invalid/{'-and-'.join(broken)}-{name}", why, (*about, *broken), expect, needs=tuple(needs), **pieces
+    )
 
 
 def needed(draft: Draft) -> tuple[str, ...]:
