@@ -104,16 +104,16 @@ class Adapter(Container):
         if not rules.fits(self.document, {"targets": {}}):
             return
         for name, target in self.targets.items():
-            roles = target["tensors"] if rules.fits(target, {"tensors": {}}) else {}
-            found = {role: self.tensors[f"{name}/{role}"] for role in roles if f"{name}/{role}" in self.tensors}
+            found = {role: self.tensors[key] for key, role, _ in self.stated(name) if key in self.tensors}
             self.judge(f"targets/{name}", rules.target_rules(name, target, found))
-        if all(rules.fits(target, {"tensors": {}}) for target in self.targets.values()):
-            self.judge("header", {"R-027": set(self.stated()) == set(self.tensors)})
+        keys = {key for name in self.targets for key, _, _ in self.stated(name)}
+        self.judge("header", {"R-027": keys == set(self.tensors) or not self.targets})
 
     def validate(self) -> list[tuple[str, str]]:
         """All that is wrong, R-035 included, for which the data is read."""
-        for key, stated in self.stated().items() if not self.findings else ():
-            self.judge(key, {"R-035": digest(self.data(key)) == stated})
+        stated = [tensor for name in self.targets for tensor in self.stated(name)] if not self.findings else []
+        for key, _, digest_stated in stated:
+            self.judge(key, {"R-035": digest(self.data(key)) == digest_stated})
         return sorted(self.findings)
 
     @property
@@ -140,16 +140,15 @@ class Adapter(Container):
         target = write.canonical_target(self.targets[name])
         content = {field: target[field] for field in CONTENT_FIELDS if field in target}
         content["tensors"] = {
-            role: {"digest": stated, "dtype": record["dtype"], "shape": record["shape"]}
-            for role, stated in target["tensors"].items()
-            for record in [self.tensors[f"{name}/{role}"]]
+            role: {"digest": stated, "dtype": self.tensors[key]["dtype"], "shape": self.tensors[key]["shape"]}
+            for key, role, stated in self.stated(name)
         }
         return content
 
-    def stated(self) -> dict[str, Any]:
-        """The digests that targets state, by the keys of the tensors."""
-        pairs = [(name, target["tensors"]) for name, target in self.targets.items()]
-        return {f"{name}/{role}": stated for name, roles in pairs for role, stated in roles.items()}
+    def stated(self, name: str) -> list[tuple[str, str, Any]]:
+        """Key, role and digest of the tensors that a target states; none where it states them in no object."""
+        roles = self.targets[name]["tensors"] if rules.fits(self.targets[name], {"tensors": {}}) else {}
+        return [(f"{name}/{role}", role, stated) for role, stated in roles.items()]
 
     @property
     def root(self) -> str | None:

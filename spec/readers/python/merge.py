@@ -257,5 +257,7 @@ def probe(adapter: Adapter) -> dict[str, dict[str, Values]]:
             shape, places = fingerprint_order(target, adapter.tensors[f"{name}/value"]["shape"])
             value = [tensors["value"][place] for place in places]
             components["value"] = numbers(rows(value, math.prod(shape[1:])))
+        if not all(map(math.isfinite, chain.from_iterable(components.values()))):
+            raise RefusalError("invalid-input", f"{name} leaves the range of binary64 (P-051)")
         certificate[name] = components
     return certificate

@@ -102,8 +102,9 @@ def is_extensions(value: Any) -> bool:
 
 
 POSITIVE, DATASET = partial(is_int, low=1), {"name": str, "revision?": str, "license?": str}
-ROPE = {"head": POSITIVE, "order": ["halves", "pairs"].__contains__, "rotary?": is_int}
-SEGMENTS = Only({"parts": [{"name": str, "length": POSITIVE, "rope?": ROPE}], "interleave?": POSITIVE})
+ROPE = Only({"head": POSITIVE, "order": ["halves", "pairs"].__contains__, "rotary?": partial(is_int, low=2)})
+PART = Only({"name": lambda name: isinstance(name, str) and name, "length": POSITIVE, "rope?": ROPE})
+SEGMENTS = Only({"parts": [PART], "interleave?": POSITIVE})
 DOCUMENT = {
     "R-014": {"requires?": Only({"read?": is_feature_list, "write?": is_feature_list})},
     "R-016": {"extensions?": is_extensions},
@@ -183,15 +184,17 @@ def shape_rules(target: dict[str, Any], shapes: dict[str, list[int]]) -> dict[st
 def token_rules(target: dict[str, Any], shapes: dict[str, list[int]]) -> dict[str, bool]:
     """The same of a tokens target, which is free to have no shape."""
     rows: Any = target.get("rows")
-    if not is_ascending(rows, is_int) or rows == []:
+    if not fits(rows, [is_int]) or rows == []:
         return {"R-033": False}
     size, out = target.get("shape", [None, None])
     value, length = shapes.get("value", [len(rows), out]), target.get("length", size or math.inf)
     grows = size is not None and is_int(length, size + 1, MAX_LENGTH)
+    below = length if grows or "length" not in target else math.inf
     return {
         "R-031": len(value) == 2 and value[0] == len(rows) and out in (None, value[1]),
-        "R-033": rows[-1] < (length if grows or "length" not in target else math.inf),
-        "R-044": "length" not in target or (grows and sum(size <= row < length for row in rows) == length - size),
+        "R-033": is_ascending(rows, is_int) and rows[-1] < below,
+        "R-044": "length" not in target
+        or (grows and len({row for row in rows if size <= row < length}) == length - size),
     }
 
 
