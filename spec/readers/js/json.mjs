@@ -29,7 +29,7 @@ export class JsonError extends Error {
   }
 }
 
-/** A number with what its spelling said: *integer* means without fraction and without exponent. */
+/** A number with what its spelling said: *integer* means without fraction and exponent, and other than `-0`. */
 export class JsonNumber {
   /** @param {number} value finite @param {boolean} integer */
   constructor(value, integer) {
@@ -46,7 +46,7 @@ export class JsonNumber {
  */
 export function integerOf(value) {
   if (!(value instanceof JsonNumber) || !value.integer || !Number.isSafeInteger(value.value)) return undefined;
-  return value.value + 0; // -0 is written as an integer, and is 0
+  return value.value;
 }
 
 /**
@@ -133,7 +133,8 @@ class Parser {
       this.fail("an integer beyond 2^53 - 1");
     }
     this.at = NUMBER.lastIndex;
-    return new JsonNumber(value, match[1] === undefined && match[2] === undefined);
+    const integer = match[1] === undefined && match[2] === undefined && match[0] !== "-0";
+    return new JsonNumber(value, integer);
   }
 
   string() {

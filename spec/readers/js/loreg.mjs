@@ -69,9 +69,12 @@ export function adapterRoot({ targets }) {
  *
  * @param {Adapter} adapter
  * @returns {Uint8Array}
+ * @throws {AdapterError} where the canonical file is none, for example because its header is too long (P-005)
  */
 export function write({ document, tensors }) {
-  return writeContainer(new Map([["loreg", canonicalJson(canonicalDocument(document))]]), tensors);
+  const bytes = writeContainer(new Map([["loreg", canonicalJson(canonicalDocument(document))]]), tensors);
+  refuse(examine(bytes, { data: false }).findings);
+  return bytes;
 }
 
 /**
@@ -87,7 +90,9 @@ export function withTitle(adapter, title) {
   for (const feature of adapter.document.get("requires")?.get("write") ?? []) {
     if (!FEATURES.includes(feature)) throw new AdapterError("unsupported", `P-025: editors need the feature ${feature}`);
   }
-  if (hasLoneSurrogate(title)) throw new AdapterError("invalid-input", "R-012: the title holds half of a surrogate pair");
+  if (hasLoneSurrogate(title)) {
+    throw new AdapterError("invalid-input", "R-012 info.title: it holds half of a surrogate pair");
+  }
   const info = new Map(adapter.document.get("info") ?? []).set("title", title);
   return { ...adapter, document: new Map(adapter.document).set("info", info) };
 }

@@ -182,9 +182,7 @@ function judgeFactors(target, size, shapeOf, say) {
 
 function judgeValues(target, shapeOf, say) {
   const { kind, shape } = target;
-  const index = shapeOf("index");
-  if (index !== undefined && index.length !== 1) say("R-029", "its index has not one axis");
-  const delta = kind === "sparse" ? index : shape;
+  const delta = kind === "sparse" ? shapeOf("index") : shape;
   for (const role of ["delta", "value"]) {
     const actual = shapeOf(role);
     if (actual === undefined) continue;
