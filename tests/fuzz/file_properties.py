@@ -14,7 +14,7 @@ from typing import Any
 import safetensors
 
 from lora_registry.adapter import Adapter
-from lora_registry.errors import InvalidInputError
+from lora_registry.errors import InvalidInputError, LoregError
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import decode, encode
 from lora_registry.format.container import open_container
@@ -70,7 +70,7 @@ def assert_not_written(adapter: Adapter) -> None:
     """What the checker refuses the writer refuses."""
     try:
         encode_adapter(adapter)
-    except InvalidInputError:
+    except LoregError:  # broken bytes are an integrity error
         return
     raise AssertionError("the writer takes what the checker refuses")
 
