@@ -114,6 +114,7 @@ STRICT = (
     ("version-twice", "the version twice, in two spellings", beside('"lore\\u0067":1')),
     ("unknown-twice", "an unknown member twice", beside('"x":{"y":1,"y":1}')),
     ("integer-beyond", "an integer that programs read differently", beside(f'"x":{BEYOND}')),
+    ("integer-twenty-one-digits", "the largest number that is written so", beside('"x":999999999999999868928')),
     ("float-beyond", "a float whose canonical form is such an integer", SOUND.replace('"scale":2', '"scale":1e20')),
     ("fraction-beyond", "the same with a fraction", SOUND.replace('"scale":2', '"scale":-9007199254740992.0')),
     ("too-deep", "a level of nesting too many", beside(lists(DEPTH + 1))),
@@ -177,6 +178,7 @@ NEEDED = (
     ("loha", "a kind without its feature", unfeatured(samples.loha())),
     ("lokr", "a kind without its feature", unfeatured(samples.lokr())),
     ("sparse", "a kind without its feature", unfeatured(samples.sparse())),
+    ("other", "another feature than the one that is needed", top(gate={"tokens": [1]}, requires={"read": ["loha"]})),
     ("write-only", "a feature that only an editor is told of", top(gate={"tokens": [1]}, requires={"write": ["gate"]})),
 )
 GATE = (
@@ -234,6 +236,7 @@ TRAINING = (
     ("datasets-object", "data sets that are an object", top(training={"datasets": {}})),
     ("dataset-string", "a data set that is a string", top(training={"datasets": ["c4"]})),
     ("dataset-unnamed", "a data set without a name", top(training={"datasets": [{"license": "MIT"}]})),
+    ("dataset-revision", "a revision that is a number", top(training={"datasets": [{"name": "c4", "revision": 2}]})),
     ("dataset-license", "a license that is null", top(training={"datasets": [{"name": "c4", "license": None}]})),
 )
 
@@ -286,7 +289,7 @@ def vectors() -> Iterator[Vector]:
     }  # fmt: skip
     for rule, cases in tables.items():
         for name, why, data in cases:
-            needs = ("gate", "loha") if name == "read-not-sorted" else ()
+            needs = {"read-not-sorted": ("gate", "loha"), "other": ("loha",)}.get(name, ())
             yield invalid(name, rule, why, data, needs, ("P-040",) if name == "alone" else ())
     for name, why, data in GATE:
         yield invalid(name, "R-018", why, data, ("gate",))

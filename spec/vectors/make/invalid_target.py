@@ -230,7 +230,7 @@ ROWS = (
 )
 LENGTH = (
     ("same", "a length that adds nothing", samples.tokens(length=5)),
-    ("shorter", "a length that takes rows away", samples.tokens(length=4)),
+    ("shorter", "a length that takes rows away", samples.tokens(rows=[1, 3], length=4)),
     ("incomplete", "an added row that is not given", samples.tokens(rows=[5, 7], length=8)),
     ("no-added", "no added row is given", samples.tokens(length=6)),
     ("no-shape", "a length beside no shape", without(samples.tokens(rows=[5], length=6), "shape")),

@@ -224,7 +224,7 @@ def _bases() -> Iterator[Vector]:
     """Bases of other programs: the rules for native files do not apply to them, those of the container do."""
     draft = samples.bias()
     base = {
-        "caf\u00e9 \u4e16": tensor("U8", (1,)), "w": tensor("F16", (3,)), "empty": Tensor("F32", (0, 4), b""),
+        "caf\u00e9 \u4e16": tensor("U8", (1,)), "w": tensor("F16", (3,)), "empty": Tensor("F32", (0, 1 << 40), b""),
         "e": tensor("F64", (2,)),
     }  # fmt: skip
     order = ["caf\u00e9 \u4e16", "empty", "e", "w"]
