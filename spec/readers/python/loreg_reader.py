@@ -86,15 +86,16 @@ class Adapter(Container):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self.document = dict[str, Any]()
-        if not self.findings and self.judge("metadata", {"R-011": set(self.metadata) == {"loreg"}}):
-            try:
-                self.document = strict_object(self.metadata["loreg"])
-            except ValueError:
-                self.judge("document", {"R-012": False})
-                return
-            known = self.judge("document", {"R-013": rules.is_int(self.document.get("loreg"), 1, 1)})
-            if known and self.judge("document", {"R-015": rules.knows(rules.features(self.document))}):
-                self.judge_document()
+        if self.findings or not self.judge("metadata", {"R-011": set(self.metadata) == {"loreg"}}):
+            return
+        try:
+            self.document = strict_object(self.metadata["loreg"])
+        except ValueError:
+            self.judge("document", {"R-012": False})
+            return
+        known = self.judge("document", {"R-013": rules.is_int(self.document.get("loreg"), 1, 1)})
+        if known and self.judge("document", {"R-015": rules.knows(rules.features(self.document))}):
+            self.judge_document()
 
     def judge_document(self) -> None:
         """R-009, R-014, and R-016 to R-044."""
@@ -111,9 +112,9 @@ class Adapter(Container):
 
     def validate(self) -> list[tuple[str, str]]:
         """All that is wrong, R-035 included, for which the data is read."""
-        stated = [tensor for name in self.targets for tensor in self.stated(name)] if not self.findings else []
-        for key, _, digest_stated in stated:
-            self.judge(key, {"R-035": digest(self.data(key)) == digest_stated})
+        tensors = [] if self.findings else [tensor for name in self.targets for tensor in self.stated(name)]
+        for key, _, stated in tensors:
+            self.judge(key, {"R-035": digest(self.data(key)) == stated})
         return sorted(self.findings)
 
     @property

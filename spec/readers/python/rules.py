@@ -161,7 +161,7 @@ def shape_rules(target: dict[str, Any], shapes: dict[str, list[int]]) -> dict[st
     """Rules that hold fields of a target against each other; `shapes` are those of its tensors, by role."""
     kind, shape = target["kind"], target["shape"]
     axes = dict(zip(target.get("layout", []), shape, strict=False))
-    out, groups = axes.get("out", 0), target.get("groups", 1)
+    out, groups = axes.get("out", 0), target.get("groups", 1) if kind == "conv" else 1
     stack, kernel = shape[:1] if kind == "experts" else [], shape[2:] if kind == "conv" else []
     ranks = shapes.get("A", [])[len(stack) :][:1]  # r, where A says it
     rules = {
@@ -190,11 +190,11 @@ def token_rules(target: dict[str, Any], shapes: dict[str, list[int]]) -> dict[st
     value, length = shapes.get("value", [len(rows), out]), target.get("length", size or math.inf)
     grows = size is not None and is_int(length, size + 1, MAX_LENGTH)
     below = length if grows or "length" not in target else math.inf
+    added = {row for row in rows if grows and size <= row < length}
     return {
         "R-031": len(value) == 2 and value[0] == len(rows) and out in (None, value[1]),
         "R-033": is_ascending(rows, is_int) and rows[-1] < below,
-        "R-044": "length" not in target
-        or (grows and len({row for row in rows if size <= row < length}) == length - size),
+        "R-044": "length" not in target or (grows and len(added) == length - size),
     }
 
 
@@ -208,10 +208,8 @@ def target_rules(name: str, target: Any, records: dict[str, Any]) -> dict[str, b
     rules = field_rules(target, records) | {"R-021": is_name(name)}
     if all(rules.values()):
         shapes = {role: record["shape"] for role, record in records.items()}
-        foreign = {
-            rule: False for rule, (field, kinds) in FIELDS_OF_KINDS.items() if field in target and kind not in kinds
-        }
-        rules |= foreign or (token_rules if kind == "tokens" else shape_rules)(target, shapes)
+        rules |= (token_rules if kind == "tokens" else shape_rules)(target, shapes)
+        rules |= {rule: field not in target for rule, (field, kinds) in FIELDS_OF_KINDS.items() if kind not in kinds}
     return rules
 
 
