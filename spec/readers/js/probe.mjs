@@ -39,6 +39,35 @@ class Signs {
 const LEFT = Array.from({ length: COUNT }, (_, j) => new Signs("left", j));
 const RIGHT = Array.from({ length: COUNT }, (_, j) => new Signs("right", j));
 
+/** Thrown where binary64 does not hold a partial product: what follows from it is not within P-051. */
+class OutOfRange extends Error {}
+
+const SMALLEST_NORMAL = 2 ** -1022;
+const NEGLIGIBLE = 2 ** -40;
+
+/** A product that is not allowed to vanish below the normal numbers, nor to leave them above. */
+function times(a, b) {
+  const result = a * b;
+  if (!Number.isFinite(result)) throw new OutOfRange();
+  if (Math.abs(result) < SMALLEST_NORMAL && a !== 0 && b !== 0) {
+    if (Math.abs(result / b - a) > NEGLIGIBLE * Math.abs(a)) throw new OutOfRange();
+  }
+  return result;
+}
+
+/** Whether products of one element of each tensor stay normal, however small the elements are. */
+function productsAreNormal(tensors) {
+  let exponent = 0;
+  for (const { dtype, bytes } of tensors) {
+    let smallest = Infinity;
+    for (const element of decode(dtype, bytes)) {
+      if (element !== 0 && Math.abs(element) < smallest) smallest = Math.abs(element);
+    }
+    exponent += smallest === Infinity ? 0 : Math.log2(smallest);
+  }
+  return exponent > -1000;
+}
+
 /** Eight numbers, from a function of the two vectors of signs. */
 const eight = (rows, columns, number) => LEFT.map((left, j) => number(left.upTo(rows), RIGHT[j].upTo(columns)));
 
@@ -57,7 +86,7 @@ function ofBlocks({ blocks, rows, columns }) {
       for (let t = 0; t < rank; t += 1) {
         let column = 0;
         for (let i = 0; i < height; i += 1) column += u[block * height + i] * left[i * rank + t];
-        sum += column * dot(right.subarray(t * columns, (t + 1) * columns), v);
+        sum += times(column, dot(right.subarray(t * columns, (t + 1) * columns), v));
       }
     });
     return sum;
@@ -113,20 +142,30 @@ function ofElements(target) {
   });
 }
 
+/** @param {import("./targets.mjs").Target} target @returns {number[]} of the component `change`, the scale left out */
+function ofChange(target, change) {
+  if (change === undefined) return ofElements(target);
+  if (change.blocks) return ofBlocks(change);
+  const factors = [...target.tensors].filter(([role]) => role !== "magnitude" && role !== "value");
+  if (!productsAreNormal(factors.map(([, tensor]) => tensor))) throw new OutOfRange();
+  return ofRows(change);
+}
+
 /** @param {import("./targets.mjs").Target} target @returns {Map<string, number[]>} components */
 function probeTarget(target) {
   const components = new Map();
   const { kind, layout, scale, tensors } = target;
   const change = changeOf(target);
   if (change !== undefined || kind === "sparse") {
-    const numbers = kind === "sparse" ? ofElements(target) : change.blocks ? ofBlocks(change) : ofRows(change);
-    components.set("change", numbers.map((number) => scale * number));
+    components.set("change", ofChange(target, change).map((number) => times(scale, number)));
   }
   for (const role of ["magnitude", "value"]) {
     const tensor = tensors.get(role);
     if (tensor === undefined) continue;
     const turned = role === "value" && KINDS.get(kind).logical && storesInFirst(layout);
-    components.set(role, ofMatrix(decode(tensor.dtype, tensor.bytes), tensor.shape, turned));
+    const numbers = ofMatrix(decode(tensor.dtype, tensor.bytes), tensor.shape, turned);
+    if (!numbers.every(Number.isFinite)) throw new OutOfRange();
+    components.set(role, numbers);
   }
   return components;
 }
@@ -136,14 +175,16 @@ function probeTarget(target) {
  *
  * @param {import("./loreg.mjs").Adapter} adapter
  * @returns {Map<string, Map<string, number[]>>}
- * @throws {AdapterError} `unsupported` where an element is not finite, because no number is within P-051 of it
+ * @throws {AdapterError} `unsupported` where binary64 does not hold the numbers, or an element is not finite
  */
 export function probeTargets({ targets }) {
-  const certificate = new Map(targets.map((target) => [target.name, probeTarget(target)]));
-  for (const [name, components] of certificate) {
-    for (const [component, numbers] of components) {
-      if (numbers.every(Number.isFinite)) continue;
-      throw new AdapterError("unsupported", `${name}: its ${component} has elements that are not finite`);
+  const certificate = new Map();
+  for (const target of targets) {
+    try {
+      certificate.set(target.name, probeTarget(target));
+    } catch (error) {
+      if (!(error instanceof OutOfRange)) throw error;
+      throw new AdapterError("unsupported", `P-051 ${target.name}: its numbers are beyond what binary64 holds`);
     }
   }
   return certificate;

@@ -217,33 +217,37 @@ function judgeRows({ kind, shape }, field, say) {
   }
 }
 
+/** @param {unknown} value @param {string[]} names @returns {boolean} whether it is an object without other members */
+const hasOnly = (value, names) => isObject(value) && [...value.keys()].every((name) => names.includes(name));
+
 /** @param {unknown} segments @param {number} out @returns {boolean} whether R-042 holds */
 function areSegments(segments, out) {
-  if (!isObject(segments) || ![...segments.keys()].every((name) => name === "parts" || name === "interleave")) return false;
+  if (!hasOnly(segments, ["parts", "interleave"])) return false;
   const parts = segments.get("parts");
-  if (!Array.isArray(parts) || parts.length === 0 || !parts.every(isObject)) return false;
+  if (!Array.isArray(parts) || !parts.every((part) => hasOnly(part, ["name", "length", "rope"]))) return false;
   const names = parts.map((part) => part.get("name"));
   const lengths = parts.map((part) => integerOf(part.get("length")));
   const blocks = segments.has("interleave") ? integerOf(segments.get("interleave")) : 1;
   return (
-    names.every(isString) &&
+    blocks >= 1 &&
+    names.every((name) => isString(name) && name !== "") &&
     new Set(names).size === names.length &&
     lengths.every((length) => length >= 1 && length % blocks === 0) &&
-    blocks >= 1 &&
     lengths.reduce((sum, length) => sum + length, 0) === out &&
     parts.every((part, index) => !part.has("rope") || isRope(part.get("rope"), lengths[index]))
   );
 }
 
+/** Without `rotary`, all of a head is rotated, which is then even itself. */
 function isRope(rope, length) {
-  if (!isObject(rope)) return false;
+  if (!hasOnly(rope, ["head", "order", "rotary"])) return false;
   const head = integerOf(rope.get("head"));
   const rotary = rope.has("rotary") ? integerOf(rope.get("rotary")) : head;
   return (
     head >= 1 &&
     length % head === 0 &&
     (rope.get("order") === "halves" || rope.get("order") === "pairs") &&
-    rotary >= 0 &&
+    rotary >= 2 &&
     rotary % 2 === 0 &&
     rotary <= head
   );
