@@ -1,0 +1,63 @@
+"""What an operation kept of the change it was asked for, target by target: figures that follow from the factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lora_registry.adapter import Target
+from lora_registry.ops.core import LowRank, norm
+from lora_registry.ops.slices import distance
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """How far one target is from the exact result.
+
+    Attributes:
+        target: name of the base tensor.
+        rank: of the new target; None for a bias.
+        norm: ‖ΔW‖ of the exact result, Frobenius.
+        truncation: ‖exact - truncated‖ / ‖exact‖: the discarded singular values, before anything is rounded.
+        rounding: ‖truncated - written‖ / ‖exact‖: what the element type of the factors costs.
+    """
+
+    target: str
+    rank: int | None
+    norm: float
+    truncation: float = 0.0
+    rounding: float = 0.0
+
+    @property
+    def energy(self) -> float:
+        """The share of ‖ΔW‖² that the truncation kept."""
+        return 1 - self.truncation**2
+
+    def to_json(self) -> dict[str, str | int | float | None]:
+        """The fields by name, and the energy."""
+        return {
+            "target": self.target,
+            "rank": self.rank,
+            "norm": self.norm,
+            "energy": self.energy,
+            "truncation": self.truncation,
+            "rounding": self.rounding,
+        }
+
+
+def certified(target: Target, kept: Sequence[LowRank], whole: float, left_out: float) -> Certificate:
+    """The certificate of a target with factors.
+
+    Args:
+        target: as it is written.
+        kept: its change before it was rounded, as :func:`~lora_registry.ops.slices.slices` gives it.
+        whole: ‖ΔW‖ of the exact result, Frobenius.
+        left_out: ‖exact - kept‖, Frobenius.
+    """
+    size = whole or norm(kept) or 1.0
+    return Certificate(target.name, target.rank, whole, left_out / size, distance(kept, target) / size)
+
+
+def worst(certificates: Iterable[Certificate]) -> Certificate | None:
+    """The one with the largest truncation; None where there is none."""
+    return max(certificates, key=lambda one: (one.truncation, one.rounding), default=None)

@@ -1,0 +1,201 @@
+"""The adapter between two checkpoints: the difference of each matrix by its singular values.
+
+A tuned checkpoint holds W + ΔW rounded to its element type, and the rounding is part of the difference. In bfloat16
+it can be larger than the change itself. Its size is known (:mod:`~lora_registry.ops.noise`), so that it can be told how
+much of what was left out is rounding, and which singular values stand above it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lora_registry.adapter import Adapter, Base, Json, Kind, Target
+from lora_registry.dtypes import DTYPES
+from lora_registry.errors import InvalidInputError, UnsupportedError
+from lora_registry.ops.arrays import Array, from_array, round_to, widened
+from lora_registry.ops.base_model import BaseModel
+from lora_registry.ops.certificate import Certificate, certified
+from lora_registry.ops.core import LowRank
+from lora_registry.ops.dense import approximate
+from lora_registry.ops.fingerprint import target_fingerprint
+from lora_registry.ops.noise import rounding_noise
+from lora_registry.ops.recipe import check_dtype
+from lora_registry.ops.slices import refilled
+from lora_registry.ops.truncation import Truncation
+from lora_registry.progress import Counted, Progress
+from lora_registry.text import listed
+
+_MARGIN = 1.1
+"""The largest singular value of errors varies a little; what is below its bound times this is taken for noise."""
+
+_TABLES = frozenset({"embed_tokens", "embed_in", "tok_embeddings", "word_embeddings", "wte", "wpe", "shared"})
+"""What models call the modules that are embeddings; their matrices are stored (in, out)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """One tensor that differs.
+
+    Attributes:
+        certificate: how far the target is from the difference.
+        noise: ‖rounding of the tuned weights‖ / ‖difference‖, expected: of what was left out, so much is rounding.
+    """
+
+    certificate: Certificate
+    noise: float
+
+    def to_json(self) -> dict[str, str | int | float | None]:
+        """The certificate, and the noise."""
+        return {**self.certificate.to_json(), "noise": self.noise}
+
+
+def extract(
+    base: BaseModel,
+    tuned: BaseModel,
+    truncation: Truncation,
+    *,
+    dtype: str = "F32",
+    full: bool = False,
+    about: Base | None = None,
+    progress: Progress | None = None,
+) -> tuple[Adapter, tuple[Extracted, ...]]:
+    """The adapter that makes ``tuned`` out of ``base``.
+
+    A matrix that differs becomes a linear target, or an embedding one by its name. It is taken as (out, in) where it
+    is linear; W' does not depend on that.
+
+    Args:
+        base: a checkpoint.
+        tuned: another one with the same tensors.
+        truncation: what to keep; where it says nothing, the directions that stand above the rounding of ``tuned``.
+        dtype: element type of the factors.
+        full: whole values for what is no matrix of floats, or has another shape, and changes of biases.
+        about: the base as people call it.
+        progress: called with the tensors that are done, and with all.
+
+    Returns:
+        The adapter, and a record for each target that is a change.
+
+    Raises:
+        UsageError: no element type of factors.
+        UnsupportedError: what differs is no matrix of floats, and ``full`` is false; or a change has so many
+            directions above the rounding that no truncation was asked for would make it an adapter.
+        InvalidInputError: ``tuned`` lacks a tensor, nothing differs, or a difference is not finite.
+    """
+    check_dtype(dtype)
+    pair = _Pair(base, tuned)
+    names = pair.names()
+    matrices = [name for name in names if pair.is_matrix(name)]
+    others = [name for name in names if not pair.is_matrix(name) and pair.differs(name)]
+    if others and not full:
+        raise UnsupportedError(
+            f"{listed(others)}: what differs is no matrix of floats, or has another shape; ask for full, which takes "
+            "the values"
+        )
+    counted = Counted(progress, len(matrices) + len(others))
+    targets, records = [], []
+    for name in (*matrices, *others):
+        made = _matrix(name, pair, truncation, dtype) if name not in others else _other(name, pair, dtype)
+        if made is not None:
+            targets.append(made[0])
+            records += [made[1]] if made[1] is not None else []
+        counted.advance(1)
+    if not targets:
+        raise InvalidInputError("the two checkpoints hold the same values: there is nothing to extract")
+    lineage: dict[str, Json] = {
+        "operation": "extract",
+        "parameters": {**truncation.to_json(), "dtype": dtype, "full": full},
+        "parents": [],
+    }
+    return Adapter(targets=tuple(targets), base=about or Base(), lineage=lineage), tuple(records)
+
+
+class _Pair:
+    """Two checkpoints, tensor by tensor."""
+
+    def __init__(self, base: BaseModel, tuned: BaseModel) -> None:
+        self.base, self.tuned = base, tuned
+        self._known = frozenset(base.names())
+
+    def names(self) -> list[str]:
+        """The tensors of ``tuned``, which has all of the base's but those that are stored under a tied name."""
+        names = sorted(self.tuned.names())
+        tied = {*self.base.ties, *self.tuned.ties, *self.base.ties.values()}
+        if missing := sorted(self._known - {*names, *tied}):
+            raise InvalidInputError(f"the tuned checkpoint lacks {listed(missing)}")
+        return names
+
+    def fits(self, name: str) -> bool:
+        """Whether the base has it too, and in the same shape."""
+        return name in self._known and self.base.shape(name) == self.tuned.shape(name)
+
+    def is_float(self, name: str) -> bool:
+        """Whether it is there in both, of floats."""
+        return self.fits(name) and all(DTYPES[model.dtype(name)].floating for model in (self.base, self.tuned))
+
+    def is_matrix(self, name: str) -> bool:
+        """Whether it is a matrix of floats in both."""
+        return self.is_float(name) and len(self.base.shape(name)) == 2
+
+    def differs(self, name: str) -> bool:
+        """Whether the values are others, whatever their types."""
+        if not self.fits(name):
+            return True
+        return not np.array_equal(widened(self.base.array(name)), widened(self.tuned.array(name)))
+
+    def difference(self, name: str) -> Array:
+        """Tuned - base: float64 where one of them is, float32 otherwise."""
+        before, after = widened(self.base.array(name)), widened(self.tuned.array(name))
+        with np.errstate(over="ignore", invalid="ignore"):
+            difference = after - before
+        if not np.isfinite(difference).all():
+            raise InvalidInputError(f"{name}: the difference of the two checkpoints is not finite")
+        return difference
+
+    def fingerprinted(self, target: Target) -> Target:
+        """The target with the fingerprint of its base tensor."""
+        return replace(target, fingerprint=target_fingerprint(target, self.base.array(target.name)))
+
+
+def _matrix(name: str, pair: _Pair, truncation: Truncation, dtype: str) -> tuple[Target, Extracted] | None:
+    """A low-rank target; None where the two hold the same."""
+    difference = pair.difference(name)
+    if not difference.any():
+        return None
+    noise = rounding_noise(pair.tuned.array(name))
+    found = approximate(difference, truncation, floor=0.0 if truncation else _MARGIN * noise.largest)
+    if not truncation and found.matrix.rank * sum(difference.shape) >= difference.size:
+        raise UnsupportedError(
+            f"{name}: {found.matrix.rank} directions of its change stand above the rounding, which is more than the "
+            "whole tensor holds; say how much to keep by a rank or an energy"
+        )
+    is_table = name.removesuffix(".weight").rpartition(".")[2] in _TABLES
+    like = Target(
+        name=name,
+        kind=Kind.EMBEDDING if is_table else Kind.LINEAR,
+        layout=("in", "out") if is_table else ("out", "in"),
+        shape=tuple(difference.shape),
+        tensors={},
+    )
+    kept = [LowRank(found.matrix.right.T, found.matrix.left.T) if is_table else found.matrix]
+    target = refilled(pair.fingerprinted(like), kept, dtype)
+    return target, Extracted(certified(target, kept, found.norm, found.error), noise.norm / found.norm)
+
+
+def _other(name: str, pair: _Pair, dtype: str) -> tuple[Target, Extracted | None]:
+    """A bias target where a vector of that name differs, else the whole values."""
+    value = pair.tuned.array(name)
+    if not (pair.is_float(name) and value.ndim == 1 and name.endswith("bias")):
+        kept = from_array(np.ascontiguousarray(value))
+        full = Target(name=name, kind=Kind.FULL, layout=(), shape=tuple(value.shape), tensors={"value": kept})
+        return pair.fingerprinted(full) if pair.fits(name) else full, None
+    exact = pair.difference(name).astype(np.float64)
+    delta = round_to(exact, dtype)
+    tensors = {"delta": from_array(delta)}
+    target = Target(name=name, kind=Kind.BIAS, layout=("out",), shape=tuple(value.shape), tensors=tensors)
+    size = float(np.linalg.norm(exact))
+    apart = float(np.linalg.norm(delta.astype(np.float64) - exact))
+    record = Certificate(name, None, size, rounding=apart / size)
+    return pair.fingerprinted(target), Extracted(record, rounding_noise(value[None]).norm / size)

@@ -1,0 +1,68 @@
+"""Changes that are no product of two factors, made into one: only where somebody asks for it, since it costs.
+
+A LoHa or LoKr change is as large as the base tensor once it is multiplied out, and so is a sparse one as a matrix.
+Its singular value decomposition gives a linear or conv target of the rank that the change really has, in float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lora_registry.adapter import LOW_RANK, Kind, Layout, Target
+from lora_registry.errors import UnsupportedError
+from lora_registry.ops.arrays import Array, to_array
+from lora_registry.ops.change import positions
+from lora_registry.ops.core import LowRank
+from lora_registry.ops.dense import approximate
+from lora_registry.ops.factors import FACTORED, change_matrix
+from lora_registry.ops.slices import refilled
+from lora_registry.ops.truncation import Truncation
+
+DENSE = (FACTORED - LOW_RANK) | {Kind.SPARSE}
+"""The kinds that have no two factors: LoHa, LoKr and sparse."""
+
+
+def lowered(target: Target, layout: Layout = ("out", "in")) -> Target:
+    """The same change as a linear or conv target with factors in F64, at the rank that it has.
+
+    Args:
+        target: of a kind in :data:`DENSE`; any other is returned as it is.
+        layout: of the base tensor, which a sparse target does not state.
+
+    Raises:
+        UnsupportedError: a sparse change of a tensor that is no matrix.
+    """
+    if target.kind not in DENSE:
+        return target
+    if target.kind is Kind.SPARSE and (target.shape is None or len(target.shape) != len(layout)):
+        raise UnsupportedError(f"{target.name}: a sparse change of a tensor with shape {target.shape} is no matrix")
+    own = target.layout or layout
+    matrix = _dense(target) if own.index("out") < own.index("in") else _dense(target).T
+    kind = Kind.CONV if len(own) > 2 else Kind.LINEAR
+    like = Target(
+        name=target.name,
+        kind=kind,
+        layout=own,
+        shape=target.shape,
+        tensors={},
+        segments=target.segments,
+        fingerprint=target.fingerprint,
+    )
+    return refilled(like, [_exact(matrix)], "F64")
+
+
+def _exact(matrix: Array) -> LowRank:
+    return approximate(matrix, Truncation()).matrix
+
+
+def _dense(target: Target) -> Array:
+    """The change as the matrix that the stored tensor is, float64."""
+    if target.kind is not Kind.SPARSE:
+        product = change_matrix(target, np.dtype(np.float64))
+        whole = np.empty(product.shape)
+        product.write(0, whole)
+        return whole
+    assert target.shape is not None
+    whole = np.zeros(target.shape)
+    whole.reshape(-1)[positions(target)] = to_array(target.tensors["delta"]).astype(np.float64) * target.scale
+    return whole.reshape(len(whole), -1)

@@ -1,0 +1,77 @@
+"""The elementwise methods on the changes of one tensor: ties, dare and magnitude."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from lora_registry.adapter import Kind, Target
+from lora_registry.ops.arrays import Array, to_array
+from lora_registry.ops.election import Convention, above, dropped, elected, threshold, trimmed
+from lora_registry.ops.lowering import lowered
+from lora_registry.ops.recipe import Method, Recipe
+from lora_registry.ops.slices import slices
+
+
+class Mixture:
+    """Mixes whole matrices by a recipe.
+
+    Args:
+        recipe: of an elementwise method.
+        adapters: for each adapter the targets that add a change; read here only where the paper's TIES trims within
+            the whole adapter.
+    """
+
+    def __init__(self, recipe: Recipe, adapters: Sequence[Sequence[Target]]) -> None:
+        self._recipe = recipe
+        assert recipe.density is not None  # a recipe of an elementwise method has one
+        self._density = recipe.density
+        self._thresholds: list[float] | None = None
+        if recipe.method is Method.TIES and recipe.rules is Convention.PAPER:
+            self._thresholds = [
+                threshold(lambda own=targets: _changes(own), recipe.density)  # type: ignore[misc]
+                for targets in adapters
+            ]
+
+    def mix(self, name: str, changes: Sequence[Array], numbers: Sequence[int], weights: Sequence[float]) -> Array:
+        """The combination of the changes of one matrix.
+
+        Args:
+            name: of the matrix, which is part of the seed: the same for every order of work.
+            changes: float32, all of one shape; one for each adapter that changes the tensor.
+            numbers: which adapters these are.
+            weights: theirs.
+        """
+        thinned = [self._thinned(change, name, number) for change, number in zip(changes, numbers, strict=True)]
+        if self._recipe.method is Method.TIES:
+            return elected(thinned, weights, self._recipe.rules)
+        total = np.zeros_like(changes[0])
+        for change, weight in zip(thinned, weights, strict=True):
+            total += np.float32(weight) * change
+        return total
+
+    def _thinned(self, change: Array, name: str, number: int) -> Array:
+        if self._recipe.method is Method.DARE:
+            return dropped(change, self._density, self._random(name, number), self._recipe.rules)
+        if self._thresholds is not None:
+            return above(change, self._thresholds[number])
+        return trimmed(change, self._density)
+
+    def _random(self, name: str, number: int) -> np.random.Generator:
+        """PCG64 seeded with the seed, the number of the adapter, and the first eight bytes of sha256 of the name."""
+        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        return np.random.Generator(np.random.PCG64([self._recipe.seed or 0, number, place]))
+
+
+def dense_changes(target: Target) -> list[Array]:
+    """The change of a low-rank or bias target, a float32 matrix for each expert or group."""
+    if target.kind is Kind.BIAS:
+        return [(to_array(target.tensors["delta"]).astype(np.float64) * target.scale).astype(np.float32)]
+    return [(matrix.left.astype(np.float32) @ matrix.right.astype(np.float32)) for matrix in slices(target)]
+
+
+def _changes(targets: Sequence[Target]) -> Iterator[Array]:
+    for target in targets:
+        yield from dense_changes(lowered(target))

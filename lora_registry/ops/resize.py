@@ -1,0 +1,100 @@
+"""Fewer ranks for the same adapter, with the error certified: the best approximation, from the factors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import sqrt
+
+import numpy as np
+
+from lora_registry.adapter import LOW_RANK, Adapter, Target
+from lora_registry.errors import UsageError
+from lora_registry.ops.certificate import Certificate, certified
+from lora_registry.ops.combinable import refuse_magnitude
+from lora_registry.ops.core import LowRank, Svd, svd
+from lora_registry.ops.lineage import Parent, descendant
+from lora_registry.ops.lowering import DENSE, lowered
+from lora_registry.ops.slices import refilled, slices
+from lora_registry.ops.truncation import Truncation
+from lora_registry.progress import Counted, Progress
+
+
+def resize(
+    parent: Parent,
+    truncation: Truncation,
+    *,
+    dtype: str = "F32",
+    dense: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Adapter, tuple[Certificate, ...]]:
+    """The adapter with at most the ranks that ``truncation`` allows.
+
+    A target whose rank is small enough already stays as it is, byte for byte. Targets without a rank do too: bias,
+    full, tokens; and so does a value beside factors, which is what the change is made on.
+
+    Args:
+        parent: the adapter.
+        truncation: a rank or an energy.
+        dtype: element type of the factors that change.
+        dense: multiply out LoHa, LoKr and sparse changes, instead of leaving them as they are.
+        progress: called with the targets that are done, and with all.
+
+    Returns:
+        The adapter, and a certificate for each target with factors.
+
+    Raises:
+        UsageError: nothing is asked for.
+        UnsupportedError: a magnitude (DoRA): how a direction is scaled depends on the base.
+        InvalidInputError: a factor is not finite.
+    """
+    if not truncation:
+        raise UsageError("a rank or an energy to keep")
+    counted = Counted(progress, len(parent.adapter))
+    targets, certificates = [], []
+    for target in parent.adapter:
+        refuse_magnitude(target)
+        plain = lowered(target) if dense and target.kind in DENSE else target
+        if plain.kind in LOW_RANK:
+            plain, certificate = _resized(plain, truncation, dtype)
+            certificates.append(certificate)
+        targets.append(plain)
+        counted.advance(1)
+    parameters = {**truncation.to_json(), "dtype": dtype}
+    return descendant([parent], targets, "resize", parameters)[0], tuple(certificates)
+
+
+def _resized(target: Target, truncation: Truncation, dtype: str) -> tuple[Target, Certificate]:
+    matrices = slices(target)
+    kept, whole, left_out = truncated(matrices, truncation)
+    assert target.rank is not None
+    if kept[0].rank * target.groups >= target.rank:
+        return target, Certificate(target.name, target.rank, whole)
+    made = refilled(target, kept, dtype)
+    return made, certified(made, kept, whole, left_out)
+
+
+def truncated(
+    matrices: Sequence[LowRank], truncation: Truncation, *, noise: float = 0.0
+) -> tuple[list[LowRank], float, float]:
+    """Matrices of one rank that approximate ``matrices`` best: the largest rank that one of them needs.
+
+    Args:
+        matrices: the experts or groups of one target, or a single matrix.
+        truncation: what may be left out.
+        noise: singular values up to this are the rounding of a difference, and become zero.
+
+    Returns:
+        The matrices, the norm of what they approximate, and that of what is left out; Frobenius, all taken as one.
+    """
+    found = [svd(matrix) for matrix in matrices]
+    found = [replace(each, values=np.where(each.values > noise, each.values, 0.0)) for each in found]
+    rank = max(_kept(each, truncation) for each in found)
+    left_out = sqrt(sum(each.error(rank) ** 2 for each in found))
+    whole = sqrt(sum(each.error(0) ** 2 for each in found))
+    return [each.truncated(rank) for each in found], whole, left_out
+
+
+def _kept(found: Svd, truncation: Truncation) -> int:
+    kept = truncation.keep(found.values, found.error(0) ** 2, found.noise)
+    return len(found.values) if kept is None else kept
