@@ -102,13 +102,11 @@ class Adapter(Container):
         for key, record in self.tensors.items():
             self.judge(key, {"R-009": rules.is_name(key), "R-038": 0 not in record["shape"]})
         self.judge("document", rules.document_rules(self.document))
-        if not rules.fits(self.document, {"targets": {}}):
-            return
         for name, target in self.targets.items():
             found = {role: self.tensors[key] for key, role, _ in self.stated(name) if key in self.tensors}
             self.judge(f"targets/{name}", rules.target_rules(name, target, found))
         keys = {key for name in self.targets for key, _, _ in self.stated(name)}
-        self.judge("header", {"R-027": keys == set(self.tensors) or not self.targets})
+        self.judge("header", {"R-027": keys == set(self.tensors)})
 
     def validate(self) -> list[tuple[str, str]]:
         """All that is wrong, R-035 included, for which the data is read."""
@@ -119,8 +117,8 @@ class Adapter(Container):
 
     @property
     def targets(self) -> dict[str, Any]:
-        """The targets by the names of their base tensors."""
-        targets: dict[str, Any] = self.document["targets"]
+        """The targets by the names of their base tensors; none where the document has no object of them."""
+        targets: dict[str, Any] = self.document["targets"] if rules.fits(self.document, {"targets": {}}) else {}
         return targets
 
     @property

@@ -184,17 +184,16 @@ def shape_rules(target: dict[str, Any], shapes: dict[str, list[int]]) -> dict[st
 def token_rules(target: dict[str, Any], shapes: dict[str, list[int]]) -> dict[str, bool]:
     """The same of a tokens target, which is free to have no shape."""
     rows: Any = target.get("rows")
-    if not fits(rows, [is_int]) or rows == []:
-        return {"R-033": False}
+    listed = fits(rows, [is_int]) and rows != []
     size, out = target.get("shape", [None, None])
-    value, length = shapes.get("value", [len(rows), out]), target.get("length", size or math.inf)
+    value, length = shapes.get("value"), target.get("length", size or math.inf)
     grows = size is not None and is_int(length, size + 1, MAX_LENGTH)
     below = length if grows or "length" not in target else math.inf
-    added = {row for row in rows if grows and size <= row < length}
+    added = {row for row in rows if size <= row < length} if listed and grows else set()
     return {
-        "R-031": len(value) == 2 and value[0] == len(rows) and out in (None, value[1]),
-        "R-033": is_ascending(rows, is_int) and rows[-1] < below,
-        "R-044": "length" not in target or (grows and len(added) == length - size),
+        "R-031": not listed or value is None or (len(value) == 2 and value[0] == len(rows) and out in (None, value[1])),
+        "R-033": listed and is_ascending(rows, is_int) and rows[-1] < below,
+        "R-044": "length" not in target or (grows and (not listed or len(added) == length - size)),
     }
 
 
@@ -231,11 +230,14 @@ def knows(names: list[Any]) -> bool:
 
 
 def record_rules(record: Any) -> dict[str, bool]:
-    """R-004 to R-006 of a member of the header."""
-    if not isinstance(record, dict) or set(record) != {"dtype", "shape", "data_offsets"}:
-        return {"R-004": False}
-    known = isinstance(record["dtype"], str) and record["dtype"] in SIZES
-    return {"R-005": known, "R-006": is_shape(record["shape"], 0)}
+    """R-004 to R-006 of a member of the header, where those that are about its members need them."""
+    members = record if isinstance(record, dict) else {}
+    rules = {"R-004": set(members) == {"dtype", "shape", "data_offsets"}}
+    if "dtype" in members:
+        rules["R-005"] = isinstance(members["dtype"], str) and members["dtype"] in SIZES
+    if "shape" in members:
+        rules["R-006"] = is_shape(members["shape"], 0)
+    return rules
 
 
 def is_span(dtype: str, shape: list[int], data_offsets: Any) -> bool:
