@@ -271,6 +271,7 @@ class Registry:
         if not self._exists:
             return []
         with self._store.reading() as catalogue:
+            catalogue.check()
             if which is None:
                 return catalogue.events(limit=limit, newest=True)
             return catalogue.events(which.repository, which.tag, limit=limit, newest=True)

@@ -11,6 +11,7 @@
 :mod:`~.events`      the event log: what was done, each event sealed with the one before
 :mod:`~.state`       what a log of events adds up to
 :mod:`~.journal`     the event log as a file
+:mod:`~.seal`        damage of a row is noticed
 :mod:`~.tables`      the tables of the catalogue
 :mod:`~.migrations`  how those tables came to be
 :mod:`~.database`    what is particular to SQLite

@@ -11,12 +11,13 @@ from sqlalchemy import Connection, Row, select
 
 from lora_registry.adapter import Json
 from lora_registry.digest import Digest
-from lora_registry.errors import ConflictError, IntegrityError, NotAllowedError, NotFoundError
+from lora_registry.errors import ConflictError, IntegrityError, LoregError, NotAllowedError, NotFoundError
 from lora_registry.format.canonical import decode
 from lora_registry.store import tables
-from lora_registry.store.events import Event
+from lora_registry.store.events import Event, chain_problem
 from lora_registry.store.record import Record, Summary
 from lora_registry.store.reference import Reference
+from lora_registry.store.seal import seal
 from lora_registry.store.state import Held, State, Tag
 
 _SHOWN = 8  # tags that an error lists
@@ -44,7 +45,12 @@ class Entry:
 
 
 class Catalogue:
-    """The catalogue as one transaction sees it; a row that says nonsense is an IntegrityError."""
+    """The catalogue as one transaction sees it; a row that says nonsense is an IntegrityError.
+
+    SQLite has no checksums, so that a damaged page can read as other rows, or as none. What is told to users is
+    therefore compared with what is sealed: tags and holdings with the event log, the facts of a manifest with the
+    seal of their row.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -54,27 +60,55 @@ class Catalogue:
 
         Raises:
             NotFoundError: there is none; says what there is.
+            IntegrityError: the rows are not what the log adds up to.
         """
-        manifests, holdings, tags = tables.manifests, tables.holdings, tables.tags
-        if reference.digest is not None:
-            query = (
-                select(manifests, holdings.c.created)
-                .join(holdings, holdings.c.manifest == manifests.c.digest)
-                .where(holdings.c.repository == reference.repository, manifests.c.digest == str(reference.digest))
-            )
-        else:
-            query = (
-                select(manifests, holdings.c.created, tags.c.generation, tags.c.immutable)
-                .select_from(_TAGGED)
-                .where(tags.c.repository == reference.repository, tags.c.name == reference.tag)
-            )
+        tag = None
+        manifest = reference.digest
+        if manifest is None and (tag := self.tag(reference.repository, reference.tag or "")):
+            self._check_tag(reference.repository, reference.tag or "", tag)
+            manifest = tag.manifest
+        manifests, holdings = tables.manifests, tables.holdings
+        query = (
+            select(manifests, holdings.c.created)
+            .join(holdings, holdings.c.manifest == manifests.c.digest)
+            .where(holdings.c.repository == reference.repository, manifests.c.digest == str(manifest))
+        )
         row = self.connection.execute(query).one_or_none()
         if row is None:
-            raise NotFoundError(self._nothing(reference))
-        return _record(reference, row)
+            raise self._missing(reference)
+        return _record(reference, row, row.created, tag)
 
-    def _nothing(self, reference: Reference) -> str:
-        names = sorted(key[1] for key in self.tags(reference.repository))
+    def check(self) -> State:
+        """Holdings and tags, compared with what the log adds up to; reads all of the log.
+
+        Raises:
+            IntegrityError: they are something else, or the log is no chain.
+        """
+        events = self.events()
+        if problem := chain_problem(events):
+            raise _damaged(problem)
+        state = State.after(events)
+        if state != self.state():
+            raise _damaged("holdings and tags are not what the event log adds up to")
+        return state
+
+    def _check_tag(self, repository: str, name: str, tag: Tag) -> None:
+        """Compare one tag with the event that set it."""
+        set_by = select(tables.events).where(tables.events.c.sequence == tag.generation)
+        events = [_event(row) for row in self.connection.execute(set_by)]
+        if State.after(events).tags != {(repository, name): tag}:
+            raise _damaged(f"the tag {repository}:{name} is not what its event made it")
+
+    def _missing(self, reference: Reference) -> LoregError:
+        """That something is not there, unless the log says that it is."""
+        state, repository, digest = self.check(), reference.repository, reference.digest
+        names = sorted(name for key, name in state.tags if key == repository)
+        if reference.tag in names if digest is None else (repository, digest) in state.holdings:
+            return _damaged(f"{reference} cannot be found, and is there")
+        return NotFoundError(self._nothing(reference, names))
+
+    @staticmethod
+    def _nothing(reference: Reference, names: Sequence[str]) -> str:
         if reference.digest is not None:
             return f"no {reference.digest} in the repository {reference.repository!r}"
         if not names:
@@ -83,16 +117,21 @@ class Catalogue:
         return f"no tag {reference.tag!r} in {reference.repository!r}; it has {', '.join(names[:_SHOWN])}{more}"
 
     def list(self, pattern: str | None = None) -> Iterator[Record]:
-        """Every tag, by repository and name; those whose repository matches the shell pattern."""
-        manifests, holdings, tags = tables.manifests, tables.holdings, tables.tags
-        query = (
-            select(manifests, holdings.c.created, tags.c.generation, tags.c.immutable, tags.c.repository, tags.c.name)
-            .select_from(_TAGGED)
-            .order_by(tags.c.repository, tags.c.name)
-        )
-        for row in self.connection.execute(query):
-            if pattern is None or fnmatch.fnmatchcase(row.repository, pattern):
-                yield _record(Reference(row.repository, row.name), row)
+        """Every tag, by repository and name; those whose repository matches the shell pattern.
+
+        Raises:
+            IntegrityError: the rows are not what the log adds up to.
+        """
+        state = self.check()
+        # Not a join: SQLite would look rows up in an index, where a damaged one finds fewer.
+        rows = {row.digest: row for row in self.connection.execute(select(tables.manifests))}
+        for (repository, name), tag in sorted(state.tags.items(), key=lambda item: item[0]):
+            if pattern is None or fnmatch.fnmatchcase(repository, pattern):
+                row = rows.get(str(tag.manifest))
+                if row is None:
+                    raise _damaged(f"the row of the manifest {tag.manifest} is missing")
+                held = state.holdings[repository, tag.manifest]
+                yield _record(Reference(repository, name), row, held.created, tag)
 
     def tag(self, repository: str, name: str) -> Tag | None:
         """Where a tag points; None where there is no such tag."""
@@ -193,24 +232,19 @@ class Catalogue:
         return next(iter(self.events(limit=1, newest=True)), None)
 
 
-_TAGGED = tables.tags.join(
-    tables.holdings,
-    (tables.holdings.c.repository == tables.tags.c.repository) & (tables.holdings.c.manifest == tables.tags.c.manifest),
-).join(tables.manifests, tables.manifests.c.digest == tables.tags.c.manifest)
-
-
-def _record(reference: Reference, row: Row[Any]) -> Record:
-    fields = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for the columns by name
+def _record(reference: Reference, row: Row[Any], created: str, tag: Tag | None) -> Record:
+    if seal(row.digest, row.blob, row.content, row.size, row.summary) != row.seal:
+        raise _damaged(f"the row of the manifest {row.digest} was changed")
     return Record(
         reference=reference,
         digest=_digest(row.digest),
         blob=_digest(row.blob),
         content=_digest(row.content),
         size=row.size,
-        created=row.created,
+        created=created,
         summary=_summary(row),
-        generation=fields.get("generation"),
-        immutable=bool(fields.get("immutable", False)),
+        generation=tag.generation if tag else None,
+        immutable=tag.immutable if tag else False,
     )
 
 
@@ -218,18 +252,22 @@ def _summary(row: Row[Any]) -> Summary:
     try:
         return Summary.from_json(cast("dict[str, Json]", decode(row.summary)))
     except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"the catalogue has a damaged row for the manifest {row.digest}: {error}") from None
+        raise _damaged(f"the row of the manifest {row.digest}: {error}") from None
 
 
 def _digest(text: str) -> Digest:
     try:
         return Digest.parse(text)
-    except ValueError as error:
-        raise IntegrityError(f"the catalogue has a damaged row: {error}") from None
+    except (ValueError, TypeError) as error:  # a damaged page gives numbers for texts
+        raise _damaged(str(error)) from None
 
 
 def _event(row: Row[Any]) -> Event:
     try:
         return Event.from_json(dict(row._mapping))  # noqa: SLF001 - as above
     except ValueError as error:
-        raise IntegrityError(f"the event log of the catalogue is damaged: {error}") from None
+        raise _damaged(f"the event log: {error}") from None
+
+
+def _damaged(what: str) -> IntegrityError:
+    return IntegrityError(f"the catalogue is damaged: {what}; see `loreg fsck`, and mend it with `loreg reindex`")

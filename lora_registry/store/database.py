@@ -116,8 +116,12 @@ class Database:
         with self._errors(), closing(self._connect()) as connection:
             application = connection.execute("PRAGMA application_id").fetchone()[0]
             version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        if application != APPLICATION_ID:
-            raise IntegrityError(f"{self.path} is a database, but not one of loreg")
+            if application != APPLICATION_ID:
+                raise IntegrityError(f"{self.path} is a database, but not one of loreg")
+            if version != len(self.steps):  # other code made it, or the number is damaged
+                applied = connection.execute("SELECT count(*) FROM migrations").fetchone()[0]
+                if version != applied:
+                    raise _damaged(self.path, f"schema version {version} after {applied} migrations")
         check_not_newer(version, self.steps)
         return version
 
@@ -197,13 +201,16 @@ class Database:
             self._raise(error.orig)
         except sqlite3.Error as error:
             self._raise(error)
+        except UnicodeDecodeError as error:  # sqlite3 cannot even tell what is wrong with a damaged schema
+            raise _damaged(self.path, error) from error
 
     def _raise(self, error: sqlite3.Error) -> NoReturn:
         name = getattr(error, "sqlite_errorname", "")
         for prefix, make in _KINDS.items():
             if name.startswith(prefix):
                 raise make(self.path, error) from error
-        if str(error).startswith("Could not decode to UTF-8"):  # said by Python, so without a name
+        # The first is said by Python, so without a name; the others are what a damaged schema leads to.
+        if str(error).startswith(_SAID_OF_DAMAGE):
             raise _damaged(self.path, error) from error
         raise error
 
@@ -230,9 +237,11 @@ def _refused(path: Path, error: sqlite3.Error) -> LoregError:
     return NotAllowedError(f"not allowed: {path}: {error}")
 
 
-def _damaged(path: Path, error: sqlite3.Error) -> LoregError:
+def _damaged(path: Path, error: Exception | str) -> LoregError:
     return IntegrityError(f"the catalogue {path} is damaged ({error}); rebuild it with `loreg reindex`")
 
+
+_SAID_OF_DAMAGE = ("Could not decode to UTF-8", "no such table", "no such column", "unsupported file format")
 
 _KINDS: dict[str, Callable[[Path, sqlite3.Error], LoregError]] = {
     "SQLITE_BUSY": _busy,

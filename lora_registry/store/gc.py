@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lora_registry.adapter import Json
 from lora_registry.digest import Digest
+from lora_registry.errors import IntegrityError
 from lora_registry.format.files import storage_errors
 from lora_registry.store.catalogue import Catalogue
 from lora_registry.store.events import timestamp
@@ -50,6 +51,8 @@ class Swept:
 def collect(store: Store, actor: str, *, grace: float, dry_run: bool = False) -> Swept:
     """Take away what has had no name for ``grace`` seconds; errors as in :meth:`Store.writing`.
 
+    A catalogue that is damaged is an IntegrityError, and nothing is deleted.
+
     Manifests go first, in a transaction of their own: a crash before the blobs follow leaves orphans, never
     a row whose blob is gone.
     """
@@ -60,6 +63,7 @@ def collect(store: Store, actor: str, *, grace: float, dry_run: bool = False) ->
             return _swept(store, dropped, _orphans(store, catalogue, now - grace, dropped), now - grace)
     store.prepare()
     with store.lock.exclusive():
+        _require_sound(store)
         with store.transaction(actor) as writer:
             dropped = _released(writer, now - grace)
             for repository, manifest in dropped:
@@ -72,6 +76,20 @@ def collect(store: Store, actor: str, *, grace: float, dry_run: bool = False) ->
             with storage_errors(path):
                 path.unlink()
     return swept
+
+
+def _require_sound(store: Store) -> None:
+    """Refuse to delete anything by a catalogue that is damaged: what it does not name can be needed all the same.
+
+    Raises:
+        IntegrityError: SQLite finds it damaged, or it is not what the log adds up to.
+    """
+    if problems := store.database.problems():
+        raise IntegrityError(
+            f"the catalogue {store.layout.database} is damaged ({problems[0]}); rebuild it with `loreg reindex`"
+        )
+    with store.database.reading() as connection:
+        Catalogue(connection).check()
 
 
 def leftovers(store: Store, before: float) -> list[Path]:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from lora_registry.errors import ConflictError, IntegrityError
 from lora_registry.store.events import timestamp
+from lora_registry.store.seal import seal
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,16 @@ def _create_catalogue(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration("0001-create-catalogue", _create_catalogue),)
+def _seal_manifests(connection: Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE manifests ADD COLUMN seal TEXT NOT NULL DEFAULT ''")
+    for row in connection.exec_driver_sql("SELECT digest, blob, content, size, summary FROM manifests").all():
+        connection.exec_driver_sql("UPDATE manifests SET seal = ? WHERE digest = ?", (seal(*row), row.digest))
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration("0001-create-catalogue", _create_catalogue),
+    Migration("0002-seal-manifests", _seal_manifests),
+)
 """Every step, oldest first."""
 
 

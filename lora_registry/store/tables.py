@@ -14,8 +14,9 @@ manifests = Table(
     Column("content", Text, nullable=False),
     Column("size", Integer, nullable=False),
     Column("summary", Text, nullable=False),
+    Column("seal", Text, nullable=False, server_default=""),
 )
-"""One row an adapter, whichever repositories hold it; ``summary`` is canonical JSON."""
+"""One row an adapter, whichever repositories hold it; ``summary`` is canonical JSON, ``seal`` that of :mod:`seal`."""
 
 blob_references = Table(
     "blob_references",

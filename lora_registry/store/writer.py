@@ -8,13 +8,15 @@ from dataclasses import fields
 from sqlalchemy import Connection, delete, exists, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or
 
+from lora_registry.adapter import Json
 from lora_registry.digest import Digest
-from lora_registry.errors import NotAllowedError, NotFoundError, UsageError
+from lora_registry.errors import NotAllowedError, UsageError
 from lora_registry.format.canonical import encode
 from lora_registry.store import tables
 from lora_registry.store.catalogue import Catalogue, Entry
 from lora_registry.store.events import Action, Event, timestamp
 from lora_registry.store.reference import Reference
+from lora_registry.store.seal import seal
 from lora_registry.store.state import Held, State, Tag
 
 ACTOR_LENGTH = 200
@@ -38,13 +40,14 @@ class CatalogueWriter(Catalogue):
 
     def add_entry(self, entry: Entry) -> None:
         """Add a manifest's row, unless it is there."""
-        row = {
+        row: dict[str, Json] = {
             "digest": str(entry.digest),
             "blob": str(entry.blob),
             "content": str(entry.content),
             "size": entry.size,
             "summary": encode(entry.summary.to_json()).decode(),
         }
+        row["seal"] = seal(**row)
         added = self.connection.execute(insert_or(tables.manifests).values(row).on_conflict_do_nothing())
         if added.rowcount:
             self.connection.execute(
@@ -94,7 +97,7 @@ class CatalogueWriter(Catalogue):
         """
         current = self.tag(reference.repository, reference.tag) if reference.tag else None
         if current is None or reference.tag is None:
-            raise NotFoundError(self._nothing(reference))
+            raise self._missing(reference)
         if current.immutable:
             raise NotAllowedError(f"{reference} is immutable and points to {current.manifest}; it cannot be removed")
         self._record(Action.UNTAG, reference.repository, reference.tag, current.manifest, None)

@@ -192,7 +192,7 @@ def _fail(connection: Connection) -> None:
     connection.exec_driver_sql("CREATE TABLE half (again)")
 
 
-NEWER = (*MIGRATIONS, Migration("0002-add-note", _add_column))
+NEWER = (*MIGRATIONS, Migration("0003-add-note", _add_column))
 
 
 def test_an_old_database_is_backed_up_and_migrated(store: Store) -> None:
@@ -200,9 +200,9 @@ def test_an_old_database_is_backed_up_and_migrated(store: Store) -> None:
     newer = Store(store.layout.root, NEWER)
     newer.prepare()
     newer.prepare()
-    assert newer.database.version() == 2
+    assert newer.database.version() == len(NEWER)
     (backup,) = store.layout.backups.iterdir()
-    assert Database(backup).version() == 1
+    assert Database(backup).version() == len(MIGRATIONS)
 
 
 def test_a_database_from_the_future_is_refused(store: Store) -> None:
@@ -216,10 +216,10 @@ def test_a_database_from_the_future_is_refused(store: Store) -> None:
 
 def test_migrations_that_fail_leave_the_database_as_it_was(store: Store) -> None:
     """All steps are one transaction."""
-    broken = Store(store.layout.root, (*NEWER, Migration("0003-fail", _fail)))
+    broken = Store(store.layout.root, (*NEWER, Migration("0004-fail", _fail)))
     with pytest.raises(Exception, match="already exists"):
         broken.prepare()
-    assert store.database.version() == 1
+    assert store.database.version() == len(MIGRATIONS)
     with store.reading() as catalogue:
         assert "note" not in str(catalogue.connection.exec_driver_sql("SELECT sql FROM sqlite_schema").all())
     assert not list(store.layout.temporary.iterdir())
@@ -227,7 +227,7 @@ def test_migrations_that_fail_leave_the_database_as_it_was(store: Store) -> None
 
 def test_a_database_of_other_migrations_is_refused(store: Store) -> None:
     """The names are compared, not only the number."""
-    other = Database(store.layout.database, (Migration("0001-something-else", _add_column), NEWER[1]))
+    other = Database(store.layout.database, (Migration("0001-something-else", _add_column), *NEWER[1:]))
     with pytest.raises(IntegrityError, match="0001-something-else"):
         other.upgrade()
 
@@ -239,11 +239,11 @@ from pathlib import Path
 from lora_registry.store.migrations import MIGRATIONS, Migration
 from lora_registry.store.store import Store
 def step(connection): connection.exec_driver_sql("ALTER TABLE manifests ADD COLUMN note TEXT")
-Store(Path({str(store.layout.root)!r}), (*MIGRATIONS, Migration("0002-add-note", step))).prepare()
+Store(Path({str(store.layout.root)!r}), (*MIGRATIONS, Migration("0003-add-note", step))).prepare()
 """
     workers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
     assert [worker.wait() for worker in workers] == [0, 0, 0, 0]
-    assert Store(store.layout.root, NEWER).database.version() == 2
+    assert Store(store.layout.root, NEWER).database.version() == len(NEWER)
     assert len(list(store.layout.backups.iterdir())) == 1
 
 
@@ -275,3 +275,22 @@ def test_a_folder_that_is_no_registry_is_left_alone(tmp_path: Path, how: str) ->
     with pytest.raises(LoregError):
         Store(root).prepare()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_database_of_schema_1_is_sealed(registry: Registry, store: Store) -> None:
+    """Every row gets the seal that a new push would give it, and what is listed is what was listed."""
+    for seed in (1, 2):
+        registry.push(small_adapter(seed), f"a:{seed}")
+    listed, seals = registry.list(), _seals(store)
+    with closing(sqlite3.connect(store.layout.database)) as connection:
+        connection.executescript(
+            "ALTER TABLE manifests DROP COLUMN seal; DELETE FROM migrations WHERE position = 2; PRAGMA user_version = 1"
+        )
+    assert registry.list() == listed
+    assert _seals(store) == seals
+    assert registry.fsck() == []
+
+
+def _seals(store: Store) -> list[str]:
+    with store.database.reading() as connection:
+        return [str(row.seal) for row in connection.exec_driver_sql("SELECT seal FROM manifests ORDER BY digest")]

@@ -15,6 +15,7 @@ from lora_registry.format.container import open_container
 from lora_registry.format.reader import read_adapter
 from lora_registry.registry import Registry
 from lora_registry.store.manifest import Blob, Manifest
+from lora_registry.store.seal import seal
 from lora_registry.store.store import Store
 
 MANIFEST = Manifest(
@@ -124,7 +125,10 @@ def test_a_row_that_names_another_native_file_is_refused(registry: Registry, sto
     registry.push(small_adapter(1), "a:1")
     other = registry.push(small_adapter(2), "a:2")
     with store.database.writing() as connection:
-        connection.exec_driver_sql("UPDATE manifests SET blob = ?, size = ?", (str(other.blob), other.size))
+        for row in connection.exec_driver_sql("SELECT digest, content, summary FROM manifests").all():
+            sealed = seal(row.digest, str(other.blob), row.content, other.size, row.summary)
+            values = (str(other.blob), other.size, sealed, row.digest)
+            connection.exec_driver_sql("UPDATE manifests SET blob = ?, size = ?, seal = ? WHERE digest = ?", values)
     assert registry.load("a:2").targets
     with pytest.raises(IntegrityError, match="another document, native file, content digest"):
         registry.load("a:1")

@@ -253,9 +253,18 @@ def test_schema_example(store: Store) -> None:
     with closing(sqlite3.connect(":memory:")) as stated, closing(sqlite3.connect(store.layout.database)) as made:
         stated.executescript(body("schema"))
         assert words(stated) == words(made)
-        (row,) = made.execute("SELECT position, name FROM migrations")
-        assert f"with position {row[0]} and the name `{row[1]}`" in TEXT
-        assert made.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),) == (1,)
+        for position, name in made.execute("SELECT position, name FROM migrations"):
+            assert f"with position {position} and the name `{name}`" in TEXT
+        assert made.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),) == (2,)
+
+
+def test_seal_example(registry: Registry, store: Store, adapter: Adapter) -> None:
+    """The row of the adapter of section 2.1 has the sha256 of the bytes in the text as its seal."""
+    registry.push(adapter, "support/tone:1.0")
+    with store.database.reading() as connection:
+        (row,) = connection.exec_driver_sql("SELECT * FROM manifests").mappings().all()
+    assert example("seal") == {name: value for name, value in row.items() if name != "seal"}
+    assert row["seal"] == str(Digest.of(body("seal").encode()))
 
 
 def test_table_of_tables(store: Store) -> None:
