@@ -115,6 +115,8 @@ def _json() -> Iterator[Case]:
     yield "strings", "escapes where they are needed, in the short form where there is one", rules, draft, respelled(
         draft, f'"escaped":{shortest}', f'"escaped":"{escaped}"'
     )  # fmt: skip
+    draft = _with(literals=[None, True, False, {}, [], ""])
+    yield "literals", "literals and what is empty", rules, draft, draft.file(_plain(draft))
     draft = _with(info={"title": "a/b"})
     yield "solidus", "a solidus that is escaped", rules, draft, respelled(draft, "a/b", "a\\/b")
     yield "member-names", "escapes in the names of members", rules, samples.linear(), respelled(

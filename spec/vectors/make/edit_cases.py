@@ -20,7 +20,7 @@ def editing(
     name: str, why: str, draft: Draft, *, title: str = TITLE, data: bytes | None = None, refuse: bool = False
 ) -> Vector:
     """A sound adapter that is given a title, or refuses one."""
-    rules = ("P-025",) if refuse else ("P-026",)
+    rules = ("P-025",) if refuse else ("P-017", "P-026")
     if refuse:
         return sound(
             name,

@@ -120,6 +120,9 @@ STRICT = (
     ("too-deep", "a level of nesting too many", beside(lists(DEPTH + 1))),
     ("number-too-deep", "a number one level too deep", beside(lists(DEPTH, "0"))),
     ("surrogate", "half of a surrogate pair", beside('"x":"\\udc00"')),
+    ("surrogate-upper-case", "the same in upper case", beside(r'"x":"\uDC00"')),
+    ("surrogates-reversed", "the halves of a pair in the wrong order", beside(r'"x":"\ude00\ud83d"')),
+    ("surrogate-name", "half of a surrogate pair in a name", beside(r'"\ud83d":1')),
     ("single-quotes", "an object as Python prints it", SOUND.replace('"', "'")),
     ("trailing-comma", "a comma after the last member", SOUND[:-1] + ",}"),
 )  # fmt: skip

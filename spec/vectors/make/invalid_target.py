@@ -359,7 +359,7 @@ def _spelled() -> Iterator[tuple[str, str, str, bytes]]:
 
 def _data() -> Iterator[Vector]:
     """Digests of other bytes, alone and beside rules that come before them."""
-    yield invalid("other-bytes", "R-035", "a digest of other bytes", stating(DIGEST).file(), about=("P-004",))
+    yield invalid("other-bytes", "R-035", "a digest of other bytes", stating(DIGEST).file(), about=("P-004", "P-024"))
     draft = samples.linear()
     item = draft.tensors["w/B"]
     draft.tensors["w/B"] = Tensor(item.dtype, item.shape, item.data[:-1] + b"\1")
