@@ -6,6 +6,8 @@ const drop = place("drop");
 const input = place("file");
 const result = place("result");
 
+result.replaceChildren(); // what says that the page has not started
+
 /** @param {string} tag @param {string} [text] @param {string} [style] class name of the page's own */
 function element(tag, text = "", style = "") {
   const made = document.createElement(tag);
