@@ -7,11 +7,14 @@ import click
 from lora_registry import __version__
 from lora_registry.cli import (
     audit,
+    combine,
+    compare,
     completion,
     conformance,
     convert,
     doctor,
     export,
+    extract,
     formats,
     history,
     listing,
@@ -20,6 +23,7 @@ from lora_registry.cli import (
     probe,
     pull,
     push,
+    resize,
     show,
     tag,
     verify,
@@ -28,6 +32,7 @@ from lora_registry.cli import (
 _SECTIONS = {
     "Registry": ("push", "pull", "list", "show", "tag", "log", "rm"),
     "Adapters": ("audit", "probe", "convert", "formats"),
+    "Algebra": ("combine", "resize", "compare", "extract"),
     "Models": ("merge", "export", "verify"),
     "Upkeep": ("gc", "fsck", "reindex", "doctor", "conformance", "completion"),
 }
@@ -68,6 +73,10 @@ for _command in (
     probe.probe,
     convert.convert,
     formats.formats,
+    combine.combine,
+    resize.resize,
+    compare.compare,
+    extract.extract,
     merge.merge,
     export.export,
     verify.verify,

@@ -1,0 +1,98 @@
+"""``loreg extract``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_registry.cli._algebra import (
+    check_output,
+    percent,
+    print_certificates,
+    print_notes,
+    ranks,
+    result_options,
+    truncation_options,
+)
+from lora_registry.cli._command import command, json_option
+from lora_registry.cli._output import print_fields, print_json
+from lora_registry.cli._progress import progress
+from lora_registry.cli._texts import LICENSE, NAME
+from lora_registry.text import plural, printable
+
+if TYPE_CHECKING:
+    from lora_registry.ops.extract import Extracted
+
+
+@command(
+    "extract",
+    examples="""
+loreg extract --base ./base --tuned ./tuned -o tuned.loreg.safetensors
+loreg extract --base ./base --tuned ./tuned -o tuned.loreg.safetensors --rank 64 --dtype BF16
+loreg extract --base base.safetensors --tuned tuned.safetensors -o tuned.loreg.safetensors --energy 0.9 --full
+""",
+)
+@click.option(
+    "--base", type=click.Path(path_type=Path), required=True, help="Hugging Face folder or .safetensors file."
+)
+@click.option("--tuned", type=click.Path(path_type=Path), required=True, help="The same model after training.")
+@truncation_options
+@click.option("--full", is_flag=True, help="Take whole values of what is no matrix, and changes of biases.")
+@click.option("--base-name", type=NAME, help="What people call the base model.")
+@click.option("--base-license", type=LICENSE, help="SPDX license expression of the base model.")
+@result_options
+@json_option
+def extract(
+    base: Path,
+    tuned: Path,
+    rank: int | None,
+    energy: float | None,
+    full: bool,
+    base_name: str | None,
+    base_license: str | None,
+    output: Path,
+    dtype: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write the adapter that makes TUNED out of BASE.
+
+    It holds the largest singular values of the difference of each matrix. Without --rank and --energy these are the
+    ones that stand above the rounding of TUNED: where a LoRA was merged, its own. Rounding to bfloat16 is a change of
+    every weight, which no low rank holds; a note says how large it is, for an error of that size is nothing lost.
+    """
+    from lora_registry.adapter import Base
+    from lora_registry.format.identity import content_digest
+    from lora_registry.format.writer import write_adapter
+    from lora_registry.merge.base import open_base
+    from lora_registry.ops.extract import extract as extracted
+    from lora_registry.ops.truncation import Truncation
+
+    check_output(output, overwrite=overwrite)
+    asked, about = Truncation(rank, energy), Base(name=base_name, license=base_license)
+    first, second = open_base(base), open_base(tuned)
+    with progress("extracting", unit="tensors", quiet=as_json) as advance:
+        made, records = extracted(first, second, asked, dtype=dtype, full=full, about=about, progress=advance)
+    write_adapter(made, output, overwrite=overwrite)
+    content = str(content_digest(made))
+    if as_json:
+        print_json({"path": str(output), "content": content, "targets": [record.to_json() for record in records]})
+        return
+    print_certificates([record.certificate for record in records])
+    click.echo(f"wrote {printable(str(output))}")
+    print_fields([("content", content), ("targets", plural(len(made), "target")), ("ranks", ranks(made))])
+    print_notes(_noise(records))
+
+
+def _noise(records: tuple[Extracted, ...]) -> list[str]:
+    """What the rounding of the checkpoint accounts for, where it is worth a line: from one percent of a change on."""
+    loudest = max(records, key=lambda record: record.noise, default=None)
+    if loudest is None or loudest.noise < 0.01:
+        return []
+    alone, error = percent(min(1.0, loudest.noise)), percent(loudest.certificate.truncation)
+    name = loudest.certificate.target
+    return [
+        f"{name}: the rounding of the tuned checkpoint alone is {alone} of the difference, and the error is {error}"
+    ]
