@@ -23,10 +23,16 @@ function section(heading, ...content) {
   return made;
 }
 
-/** @param {string[]} columns @param {string[][]} rows @param {number} numeric columns from here on are numbers */
-function table(columns, rows, numeric = columns.length) {
+/**
+ * A table, which scrolls where it is too wide for the page.
+ *
+ * @param {string[]} columns
+ * @param {string[][]} rows
+ * @param {{style?: string, numeric?: number}} [options] columns from `numeric` on are numbers
+ */
+function table(columns, rows, { style: kind = "", numeric = columns.length } = {}) {
   const style = (column) => (column >= numeric ? "number" : "");
-  const made = element("table");
+  const made = element("table", "", kind);
   const head = made.createTHead().insertRow();
   columns.forEach((name, column) => {
     const cell = element("th", name, style(column));
@@ -63,10 +69,13 @@ function show(name, summary) {
     const rows = findings.map(({ rule, place: where, message }) => [rule, where, message]);
     parts.push(section("Rules broken", table(["rule", "where", "what"], rows)));
   }
-  if (targets.length > 0) parts.push(section(sound ? "Targets" : "Targets whose fields can be read", table(TARGET_COLUMNS, targets)));
+  if (targets.length > 0) {
+    const heading = sound ? "Targets" : "Targets whose fields can be read";
+    parts.push(section(heading, table(TARGET_COLUMNS, targets, { style: "wide" })));
+  }
   if (probe.length > 0) {
     const what = "Two adapters whose numbers agree make the same change, whatever their factors and names are.";
-    parts.push(section("Probe certificate", element("p", what), table(PROBE_COLUMNS, probe, 2)));
+    parts.push(section("Probe certificate", element("p", what), table(PROBE_COLUMNS, probe, { style: "wide", numeric: 2 })));
   }
   if (hidden > 0) parts.push(element("p", `${hidden} more rows are not shown.`));
   result.replaceChildren(...parts);
