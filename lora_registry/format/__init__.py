@@ -15,6 +15,7 @@
 :mod:`~.writer`             adapter to canonical bytes
 :mod:`~.edit`               a changed copy, unless the file forbids it
 :mod:`~.files`              writes that a crash cannot spoil
+:mod:`~.temporary`          what is being written, and what the killed left
 :mod:`~.limits`             the numbers
 =========================== ============================================================
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from lora_registry.errors import (
     NotAllowedError,
     NotFoundError,
 )
+from lora_registry.format.temporary import temporary
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -61,39 +61,25 @@ def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[IO[bytes]]:
     """
     if not overwrite:
         refuse_existing(path)
-    temporary = _beside(path)
-    try:
-        with storage_errors(path):
-            with temporary.open("xb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            if overwrite:
-                temporary.replace(path)
-            else:
-                claim(temporary, path)
-            sync_folder(path.parent)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with storage_errors(path), temporary(path, lambda name: name.touch(exist_ok=False)) as unfinished:
+        with unfinished.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        if overwrite:
+            unfinished.replace(path)
+        else:
+            claim(unfinished, path)
+        sync_folder(path.parent)
 
 
 @contextmanager
 def staging_folder(path: Path) -> Iterator[Path]:
     """A new folder beside ``path``, to make files in under their final names; gone at the end, unless renamed."""
-    folder = _beside(path)
     if not path.parent.is_dir():
         raise NotFoundError(f"no such folder: {path.parent}")
-    folder.mkdir()
-    try:
+    with temporary(path, Path.mkdir) as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _beside(path: Path) -> Path:
-    """A hidden name that nobody else takes, on the file system of ``path``."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
 def refuse_existing(*paths: Path) -> None:
