@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_registry.adapter import Adapter
 from lora_registry.errors import UnsupportedError
-from lora_registry.format.features import WRITE_FEATURES
+from lora_registry.format.features import FEATURES
 
 
 def edited(adapter: Adapter, **fields: Any) -> Adapter:
@@ -16,7 +16,7 @@ def edited(adapter: Adapter, **fields: Any) -> Adapter:
     Raises:
         UnsupportedError: ``requires.write`` names a feature that this version does not implement.
     """
-    unknown = sorted(adapter.requires_write - WRITE_FEATURES)
+    unknown = sorted(adapter.requires_write - FEATURES)
     if unknown:
         raise UnsupportedError(f"changing this adapter needs {', '.join(unknown)}, which this version does not know")
     return replace(adapter, **fields)

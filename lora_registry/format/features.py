@@ -16,10 +16,7 @@ KIND_FEATURES: Mapping[Kind, str] = {Kind.LOHA: "loha", Kind.LOKR: "lokr", Kind.
 """The kinds that are no part of the core, and the feature that brings each."""
 
 FEATURES: frozenset[str] = frozenset({GATE, *KIND_FEATURES.values()})
-"""What ``requires.read`` may name for this reader."""
-
-WRITE_FEATURES: frozenset[str] = frozenset()
-"""What ``requires.write`` may name for this editor."""
+"""What ``requires`` may name for this reader, and for this editor."""
 
 
 def content_features(targets: Iterable[Target], gate: Sequence[int]) -> frozenset[str]:

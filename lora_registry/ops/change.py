@@ -19,8 +19,9 @@ from math import prod
 import numpy as np
 
 from lora_registry.adapter import Kind, Target
+from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, UnsupportedError
-from lora_registry.ops.arrays import Array, from_array, to_array, widened
+from lora_registry.ops.arrays import Array, dtype_name, from_array, to_array, widened
 from lora_registry.ops.factors import FACTORED, change_matrix, scaled
 from lora_registry.ops.matrices import Matrix
 from lora_registry.ops.mergeable import check_target
@@ -42,9 +43,12 @@ def merged(target: Target, base: Array | None) -> Array:
         as it is.
 
     Raises:
-        InvalidInputError: W has another shape than the target, or W' is not finite although W is.
+        InvalidInputError: W has another shape than the target, or a type that does not fit (P-054), or W' is not
+            finite although W is.
         UnsupportedError: the change cannot be made in W: see :class:`RowMerger`.
     """
+    if base is not None:
+        _check_types(target, base)
     if target.kind is Kind.FULL:
         value = widened(to_array(target.tensors["value"]))
         same = base is not None and base.shape == value.shape
@@ -57,11 +61,30 @@ def merged(target: Target, base: Array | None) -> Array:
     if target.length is not None and base is not None:
         return _grown(target, base)
     weight = to_array(target.tensors["value"]) if base is None else base
+    if target.kind is Kind.TOKENS and not _is_floating(weight):
+        table = weight.copy()  # the value has the same type: bits, not numbers
+        table[list(target.rows)] = to_array(target.tensors["value"])
+        return table
     merger = RowMerger(target, weight.shape, _type_for(weight))
     flat = weight.reshape(-1)
     if merger.needs_norms:
         merger.measure_norms(lambda start, stop: flat[start:stop])
     return merger.merge(0, flat.size, flat).reshape(weight.shape)
+
+
+def _check_types(target: Target, base: Array) -> None:
+    """P-054: sums need floating-point types; a value of W's own type replaces it, or rows of it, whatever it is."""
+    if target.kind in (Kind.FULL, Kind.TOKENS):
+        value = to_array(target.tensors["value"])
+        fits = value.dtype == base.dtype or (_is_floating(value) and _is_floating(base))
+    else:
+        fits = _is_floating(base)
+    if not fits:
+        raise InvalidInputError(f"{target.name}: a base tensor of {base.dtype} does not take this {target.kind} target")
+
+
+def _is_floating(array: Array) -> bool:
+    return DTYPES[dtype_name(array.dtype)].floating
 
 
 def _type_for(weight: Array) -> type[np.floating]:
@@ -77,9 +100,9 @@ def _grown(target: Target, base: Array) -> Array:
     kept = replace(
         target, rows=target.rows[:replaced], length=None, tensors={"value": from_array(value[:replaced])}, digests={}
     )
-    rows = value[replaced:].astype(_type_for(base))
+    rows = value[replaced:].astype(_type_for(base)) if _is_floating(base) else value[replaced:]
     refuse_nonfinite(target.name, base.size, None, rows.reshape(-1))
-    return np.concatenate((merged(kept, base), rows))
+    return np.concatenate((merged(kept, base) if replaced else base.astype(rows.dtype), rows))
 
 
 def delta(target: Target) -> Array:
@@ -187,7 +210,9 @@ class RowMerger:
         for start, stop in self.blocks():
             total = self._sum(self._matrix, start, stop, read(start, stop)).reshape(-1, self._columns)
             squares += np.einsum("rc,rc->c", total, total, dtype=np.float64)
-        self._factor = (self._magnitude / np.sqrt(squares)).astype(self._dtype)
+        norms = np.sqrt(squares)
+        self._refuse_overflow(norms)
+        self._factor = (self._magnitude / norms).astype(self._dtype)
 
     def base(self, start: int, stop: int, read: Array) -> Array:
         """What the change is made on: the target's own value where it has one, else what was read; widened."""
@@ -245,9 +270,16 @@ class RowMerger:
             table *= self._factor
         else:
             norms = np.sqrt(np.einsum("rc,rc->r", table, table, dtype=np.float64))
+            if np.isfinite(table).all():
+                self._refuse_overflow(norms)
             rows = slice(start // self._columns, stop // self._columns)
             table *= (magnitude[rows] / norms).astype(self._dtype)[:, None]
         return total
+
+    def _refuse_overflow(self, norms: Array) -> None:
+        """Refuse norms whose squares float64 does not hold: dividing by infinity would make zeros in silence."""
+        if np.isinf(norms).any():
+            raise InvalidInputError(f"{self.target.name}: the norm of an output leaves the range of float64")
 
     def _replace_rows(self, start: int, stop: int, result: Array) -> None:
         """Put the rows of a tokens target into a block."""
