@@ -2,6 +2,10 @@
 
 Shared: everything that uses the database, and a push from its first blob to its commit. Exclusive: what
 must not meet a push half-way, which is sweeping blobs, migrating, and swapping the database for another.
+
+Who waits to be alone would wait for ever where there is always somebody inside. Everybody therefore comes in through
+a gate, a second lock that is held only while one waits for the first: who wants to be alone shuts it behind them, and
+those inside leave one by one.
 """
 
 from __future__ import annotations
@@ -24,11 +28,13 @@ class StoreLock:
 
     Attributes:
         path: the lock file, which exists.
+        gate: the file whose lock is the gate; another one, which exists.
         timeout: seconds to wait before giving up.
     """
 
-    def __init__(self, path: Path, *, timeout: float = 30.0) -> None:
+    def __init__(self, path: Path, gate: Path, *, timeout: float = 30.0) -> None:
         self.path = path
+        self.gate = gate
         self.timeout = timeout
 
     @contextmanager
@@ -53,16 +59,14 @@ class StoreLock:
 
     @contextmanager
     def _held(self, how: int) -> Iterator[None]:
-        with storage_errors(self.path):
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            self._take(descriptor, how)
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _take(self, descriptor: int, how: int) -> None:
         deadline = time.monotonic() + self.timeout
+        with _opened(self.path) as lock:
+            with _opened(self.gate) as gate:
+                self._take(gate, how, deadline)
+                self._take(lock, how, deadline)
+            yield
+
+    def _take(self, descriptor: int, how: int, deadline: float) -> None:
         while True:
             try:
                 fcntl.flock(descriptor, how | fcntl.LOCK_NB)
@@ -74,3 +78,14 @@ class StoreLock:
                 time.sleep(_POLL)
             else:
                 return
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A descriptor of ``path``; a lock on it ends with the block."""
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

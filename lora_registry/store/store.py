@@ -36,7 +36,7 @@ class Store:
         self.blobs = BlobStore(self.layout.blobs, self.layout.temporary)
         self.database = Database(self.layout.database, steps)
         self.journal = Journal(self.layout.journal)
-        self.lock = StoreLock(self.layout.lock)
+        self.lock = StoreLock(self.layout.lock, self.layout.marker)
 
     def prepare(self) -> None:
         """Make what is missing and bring the database up to date; safe to call often, and by several at once.

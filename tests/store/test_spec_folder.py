@@ -24,7 +24,6 @@ from lora_registry.store.database import APPLICATION_ID, BUSY_TIMEOUT
 from lora_registry.store.entries import read_entry
 from lora_registry.store.events import _TYPES, Action, Event, chain_problem
 from lora_registry.store.layout import STORE_VERSION, Layout
-from lora_registry.store.lock import StoreLock
 from lora_registry.store.migrations import MIGRATIONS
 from lora_registry.store.state import State
 from lora_registry.store.store import Store
@@ -334,6 +333,6 @@ def test_holdings_go_before_their_blobs(registry: Registry, adapter: Adapter, mo
 
 def test_times_to_wait(store: Store) -> None:
     """The numbers of seconds and hours in the text are those of the code."""
-    assert f"waits {StoreLock(store.layout.lock).timeout:g} seconds" in TEXT
-    assert StoreLock(store.layout.lock).timeout == BUSY_TIMEOUT / 1000
+    assert f"waits {store.lock.timeout:g} seconds" in TEXT
+    assert store.lock.timeout == BUSY_TIMEOUT / 1000
     assert f"The grace period is {GRACE / 3600:g} hours" in TEXT
