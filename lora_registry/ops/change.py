@@ -188,6 +188,11 @@ class RowMerger:
         return self.target.layout == ("in", "out")
 
     @property
+    def columns(self) -> int:
+        """Elements of a row: blocks begin and end at multiples of it."""
+        return self._columns
+
+    @property
     def needs_norms(self) -> bool:
         """Whether :meth:`measure_norms` must run first: DoRA where outputs are columns."""
         return self._is_dora and self._outputs_are_columns
@@ -207,8 +212,10 @@ class RowMerger:
         assert self._matrix is not None
         assert self._magnitude is not None
         squares = np.zeros(self._columns, dtype=np.float64)
+        block = np.empty(next(self.blocks())[1], dtype=self._dtype)
         for start, stop in self.blocks():
-            total = self._sum(self._matrix, start, stop, read(start, stop)).reshape(-1, self._columns)
+            self._sum(self._matrix, start, stop, read(start, stop), block[: stop - start])
+            total = block[: stop - start].reshape(-1, self._columns)
             squares += np.einsum("rc,rc->c", total, total, dtype=np.float64)
         norms = np.sqrt(squares)
         self._refuse_overflow(norms)
@@ -219,33 +226,38 @@ class RowMerger:
         block = read if self._value is None else self._value[start:stop]
         return block.astype(self._dtype, copy=False)
 
-    def merge(self, start: int, stop: int, base: Array) -> Array:
+    def merge(self, start: int, stop: int, base: Array, out: Array | None = None) -> Array:
         """W' of the elements ``start`` to ``stop``, unrounded.
 
         Args:
             start: first element; the start of a row.
             stop: one past the last; the end of a row.
             base: W of these elements, flat, any float type.
+            out: where the result goes, flat, of the type of the computation; must not overlap ``base``. None makes
+                a new array.
 
         Returns:
-            A new flat array of float32 or float64.
+            A flat array of float32 or float64: ``out``, where it was given.
 
         Raises:
             InvalidInputError: the result is not finite where the base is.
         """
         with np.errstate(all="ignore"):  # what goes wrong shows in the result, which is checked
-            result = self._merge(start, stop, base)
+            result = np.empty(stop - start, dtype=self._dtype) if out is None else out
+            self._merge(start, stop, base, result)
             # One reduction tells that all is well, as NaN and infinity spread into it; only otherwise look closer.
             suspicious = not np.isfinite(np.dot(result, result))
         if suspicious:
             refuse_nonfinite(self.target.name, start, self.base(start, stop, base), result)
         return result
 
-    def _merge(self, start: int, stop: int, base: Array) -> Array:
+    def _merge(self, start: int, stop: int, base: Array, result: Array) -> None:
         if self._matrix is not None:
-            total = self._sum(self._matrix, start, stop, base)
-            return total if self._magnitude is None else self._normalized(self._magnitude, start, stop, total)
-        result = base.astype(self._dtype)
+            self._sum(self._matrix, start, stop, base, result)
+            if self._magnitude is not None:
+                self._normalize(self._magnitude, start, stop, result)
+            return
+        np.copyto(result, base, casting="unsafe")
         if self._delta is None:
             self._replace_rows(start, stop, result)
         elif self._index is None:
@@ -253,16 +265,13 @@ class RowMerger:
         else:
             first, last = np.searchsorted(self._index, (start, stop))
             result[self._index[first:last] - start] += self._delta[first:last]
-        return result
 
-    def _sum(self, matrix: Matrix, start: int, stop: int, base: Array) -> Array:
-        """W + ΔW of a block, in a new flat array."""
-        result = np.empty(stop - start, dtype=self._dtype)
+    def _sum(self, matrix: Matrix, start: int, stop: int, base: Array, result: Array) -> None:
+        """Write W + ΔW of a block, flat, into ``result``."""
         matrix.write(start // self._columns, result.reshape(-1, self._columns))
         result += self.base(start, stop, base)
-        return result
 
-    def _normalized(self, magnitude: Array, start: int, stop: int, total: Array) -> Array:
+    def _normalize(self, magnitude: Array, start: int, stop: int, total: Array) -> None:
         """Give every output its magnitude: m ∘ total / ‖total‖, in place."""
         table = total.reshape(-1, self._columns)
         if self._outputs_are_columns:
@@ -274,7 +283,6 @@ class RowMerger:
                 self._refuse_overflow(norms)
             rows = slice(start // self._columns, stop // self._columns)
             table *= (magnitude[rows] / norms).astype(self._dtype)[:, None]
-        return total
 
     def _refuse_overflow(self, norms: Array) -> None:
         """Refuse norms whose squares float64 does not hold: dividing by infinity would make zeros in silence."""
