@@ -69,5 +69,10 @@ def _rounded(name: str, array: Array, dtype: str) -> Array:
 
 
 def distance(matrices: Sequence[LowRank], target: Target) -> float:
-    """‖X - ΔW‖ of the change that was meant and the one that ``target`` makes, Frobenius."""
-    return norm(stacked([meant, made * -1.0]) for meant, made in zip(matrices, slices(target), strict=True))
+    """‖X - ΔW‖ of the change that was meant and the one that ``target`` makes, Frobenius; 0 for the same factors."""
+    pairs = zip(matrices, slices(target), strict=True)
+    return norm(stacked([meant, made * -1.0]) for meant, made in pairs if not _same(meant, made))
+
+
+def _same(one: LowRank, other: LowRank) -> bool:
+    return np.array_equal(one.left, other.left) and np.array_equal(one.right, other.right)
