@@ -211,6 +211,10 @@ class Catalogue:
                 blobs.get(row.digest, {}),
             )
 
+    def unsealed(self) -> Sequence[str]:
+        """The digests of the manifests whose row is not what its seal says."""
+        return [row.digest for row in self.connection.execute(select(tables.manifests)) if not _is_sealed(row)]
+
     def events(
         self, repository: str | None = None, tag: str | None = None, *, limit: int | None = None, newest: bool = False
     ) -> Sequence[Event]:
@@ -233,7 +237,7 @@ class Catalogue:
 
 
 def _record(reference: Reference, row: Row[Any], created: str, tag: Tag | None) -> Record:
-    if seal(row.digest, row.blob, row.content, row.size, row.summary) != row.seal:
+    if not _is_sealed(row):
         raise _damaged(f"the row of the manifest {row.digest} was changed")
     return Record(
         reference=reference,
@@ -246,6 +250,10 @@ def _record(reference: Reference, row: Row[Any], created: str, tag: Tag | None) 
         generation=tag.generation if tag else None,
         immutable=tag.immutable if tag else False,
     )
+
+
+def _is_sealed(row: Row[Any]) -> bool:
+    return bool(seal(row.digest, row.blob, row.content, row.size, row.summary) == row.seal)
 
 
 def _summary(row: Row[Any]) -> Summary:

@@ -79,6 +79,10 @@ def _read_rows(store: Store) -> _Rows:
             catalogue = Catalogue(connection)
             rows.entries = list(catalogue.entries())
             rows.readable = True
+            rows.findings += [
+                Finding("S-008", f"manifests/{digest}", "the row is not what its seal says; `loreg reindex` mends it")
+                for digest in catalogue.unsealed()
+            ]
             rows.findings += _check_log(rows, catalogue)
     except IntegrityError as error:
         rows.findings.append(Finding("S-009", store.layout.database.name, str(error)))

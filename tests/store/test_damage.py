@@ -141,6 +141,7 @@ def test_rows_that_are_not_sealed_are_not_shown(filled: Registry, statement: str
     with pytest.raises(LoregError) as caught:
         filled.list()
     assert type(caught.value) is IntegrityError
+    assert filled.fsck() != []
 
 
 def _put(database: Path, data: bytes) -> None:

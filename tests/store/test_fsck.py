@@ -65,6 +65,7 @@ CASES: dict[str, tuple[Callable[[Store, Path], object], set[str]]] = {
     "a left-over": (lambda store, _blob: (store.layout.temporary / "1-x").touch(), {"S-006"}),
     "a writable blob": (lambda _store, blob: blob.chmod(0o644), {"S-007"}),
     "an edited row": (sql("UPDATE manifests SET summary = replace(summary, 'MIT', 'GPL')"), {"S-008"}),
+    "a broken seal": (sql("UPDATE manifests SET seal = ''"), {"S-008"}),
     "a lost database": (lambda store, _blob: store.layout.database.unlink(), {"S-009"}),
     "a damaged database": (lambda store, _blob: store.layout.database.write_bytes(b"x" * 9000), {"S-009"}),
     "a garbled row": (sql("UPDATE manifests SET summary = '{}'"), {"S-009"}),
