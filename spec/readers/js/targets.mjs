@@ -76,7 +76,7 @@ function judgeLayoutAndShape(target, kind, say) {
  * @property {number[] | undefined} shape
  * @property {number} scale         1 where there is none
  * @property {number} groups        1 where it is absent
- * @property {number[]} rows        empty where there are none
+ * @property {number[]} rows        empty where there are none, and where they are no list of integers
  * @property {number | undefined} length
  * @property {string | undefined} fingerprint
  * @property {Map<string, import("./container.mjs").Tensor>} tensors by role
@@ -97,7 +97,7 @@ export function targetOf(name, field, tensors) {
     shape: field.has("shape") ? field.get("shape").map(integerOf) : undefined,
     scale: field.get("scale")?.value ?? 1,
     groups: integerOf(field.get("groups")) ?? 1,
-    rows: field.get("rows")?.map?.(integerOf) ?? [],
+    rows: integers(field.get("rows"), 0) ?? [],
     length: integerOf(field.get("length")),
     fingerprint: field.get("fingerprint"),
     tensors: new Map(roles.map((role) => [role, tensors.get(`${name}/${role}`)])),
