@@ -6,6 +6,8 @@ them, so that every place that shows problems shows them alike.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,6 +15,10 @@ from lora_registry.text import printable
 
 _SHOWN = 600
 """Characters of a place, and of a message, that the line shows; the longest key of a tensor has 256."""
+
+
+_EACH = 1000
+"""Findings of one rule about one thing; nobody reads more, and a file of 1 MiB breaks a rule 500 000 times."""
 
 
 class Severity(StrEnum):
@@ -52,3 +58,12 @@ class Finding:
             "place": self.place,
             "message": self.message,
         }
+
+
+def bounded(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """The first thousand findings of each rule, so that every rule is named and a hostile file fills no memory."""
+    counts: Counter[str] = Counter()
+    for finding in findings:
+        counts[finding.rule] += 1
+        if counts[finding.rule] <= _EACH:
+            yield finding

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from lora_registry.adapter import Json, Kind
-from lora_registry.findings import Finding
+from lora_registry.findings import Finding, bounded
 from lora_registry.format.canonical import is_integers
 from lora_registry.format.description_rules import check_descriptions
 from lora_registry.format.features import FEATURES, GATE, KIND_FEATURES
@@ -91,16 +92,17 @@ def check_document(document: Json, tensors: Mapping[str, Spec]) -> list[Finding]
         return [Finding("R-012", KEY, "is no JSON object")]
     if type(document.get(KEY)) is not int or document[KEY] != FORMAT_MAJOR:
         return [Finding("R-013", KEY, f"format version {document.get(KEY)!r}, this reader knows {FORMAT_MAJOR}")]
-    if unknown := list(_unknown_features(document)):
+    if unknown := list(bounded(_unknown_features(document))):
         return unknown
-    return [
-        *_requirements(document),
-        *check_descriptions(document),
-        *_extensions(document.get("extensions", {})),
-        *_gate(document),
-        *_keys(tensors),
-        *_targets(document, tensors),
-    ]
+    parts = (
+        _requirements(document),
+        check_descriptions(document),
+        _extensions(document.get("extensions", {})),
+        _gate(document),
+        _keys(tensors),
+        _targets(document, tensors),
+    )
+    return list(bounded(chain.from_iterable(parts)))
 
 
 def _requirements(document: Mapping[str, Json]) -> Iterator[Finding]:
@@ -172,7 +174,7 @@ def _targets(document: Mapping[str, Json], tensors: Mapping[str, Spec]) -> Itera
     taken: set[str] = set()
     found = _by_target(tensors)
     for name, target in record.items():
-        place = f"targets/{name}"
+        place = f"targets/{name[: NAME_BYTES + 1]}"  # a megabyte of name would stand in each finding
         if not _NAME.fullmatch(name):
             yield Finding("R-021", place, "is not printable ASCII without spaces")
         if not isinstance(target, dict):
@@ -180,7 +182,7 @@ def _targets(document: Mapping[str, Json], tensors: Mapping[str, Spec]) -> Itera
             continue
         roles = target.get("tensors")
         if isinstance(roles, dict):
-            taken.update(f"{name}/{role}" for role in roles)
+            taken.update(f"{name}/{role}" for role in found.get(name, {}) if role in roles)
         kind = target.get("kind")
         if isinstance(kind, str) and kind in KIND_FEATURES:  # Kind is a str: the record's spelling is the key
             yield from _needed(document, KIND_FEATURES[Kind(kind)], f"{place}/kind")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import cast
 
 from lora_registry.adapter import Json
-from lora_registry.findings import Finding
+from lora_registry.findings import Finding, bounded
 from lora_registry.segments import Rope, RopeOrder, Segment, Segments
 
 _RULE = "R-042"
@@ -27,7 +28,8 @@ def check_segments(place: str, record: Json, out: int) -> Iterator[Finding]:
     if not isinstance(parts, list) or not parts:
         yield Finding(_RULE, f"{place}/parts", "is no list of segments")
         return
-    found = [finding for index, part in enumerate(parts) for finding in _part(f"{place}/parts/{index}", part)]
+    each = (_part(f"{place}/parts/{index}", part) for index, part in enumerate(parts))
+    found = list(bounded(chain.from_iterable(each)))
     if type(blocks) is not int or blocks < 1:
         found.append(Finding(_RULE, f"{place}/interleave", f"{blocks!r} is no number of blocks"))
     yield from found or _together(place, cast("list[Mapping[str, Json]]", parts), cast("int", blocks), out)

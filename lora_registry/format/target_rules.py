@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import TypeAlias
 
 from lora_registry.adapter import LAYOUTS, LOW_RANK, SCALED, Json, Kind
 from lora_registry.dtypes import DTYPES
-from lora_registry.findings import Finding
+from lora_registry.findings import Finding, bounded
 from lora_registry.format.canonical import is_integers
 from lora_registry.format.description_rules import is_digest
 from lora_registry.format.limits import AXES, AXIS_LENGTH
@@ -76,12 +77,13 @@ def check_target(place: str, target: Mapping[str, Json], tensors: Mapping[str, S
     except ValueError:
         yield Finding("R-022", f"{place}/kind", f"unknown kind {target.get('kind')!r}")
         return
-    found = [
-        *_layout(place, kind, target),
-        *_scale(place, kind, target),
-        *_roles(place, kind, target, tensors),
-        *_belonging(place, kind, target),
-    ]
+    parts = (
+        _layout(place, kind, target),
+        _scale(place, kind, target),
+        _roles(place, kind, target, tensors),
+        _belonging(place, kind, target),
+    )
+    found = list(bounded(chain.from_iterable(parts)))
     if "fingerprint" in target and not is_digest(target["fingerprint"]):
         found.append(Finding("R-036", f"{place}/fingerprint", "is no sha256 digest"))
     yield from found
