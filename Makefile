@@ -9,7 +9,7 @@ SOURCES := lora_registry converters spec tests benchmarks examples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup models quickstart test check bench format clean
+.PHONY: help setup models quickstart test check bench fuzz format clean
 
 help: ## list what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,14 @@ check: setup ## lint, format, types and layers
 
 bench: models ## the merge beside PEFT's: time and memory
 	$(BIN)/python benchmarks/merge.py
+
+FUZZ_SECONDS ?= 600
+
+fuzz: setup ## fuzz the reader of files for FUZZ_SECONDS seconds
+	$(BIN)/python -m pip install --quiet 'atheris>=3.0'
+	$(BIN)/python tests/fuzz/seeds.py build/fuzz/corpus
+	$(BIN)/python tests/fuzz/fuzz_reader.py build/fuzz/corpus -max_total_time=$(FUZZ_SECONDS) -max_len=32768 -timeout=10 \
+		-rss_limit_mb=512 -artifact_prefix=build/fuzz/
 
 format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix $(SOURCES)
