@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from lora_registry.errors import InvalidInputError, UnsupportedError, UsageError
 from lora_registry.ops.arrays import from_array, round_to, to_array
 from lora_registry.ops.certificate import Certificate, certified
 from lora_registry.ops.combinable import aligned, check_linear, replaces
-from lora_registry.ops.core import LowRank, norm, stacked
+from lora_registry.ops.core import LowRank, norm, one_thread, stacked
 from lora_registry.ops.dense import approximate
 from lora_registry.ops.lineage import Parent, common_fingerprint, descendant
 from lora_registry.ops.mixture import Mixture, dense_changes
@@ -75,9 +76,11 @@ def combine(parts: Sequence[Weighted], recipe: Recipe, *, progress: Progress | N
     work = _Work(parts, recipe)
     counted = Counted(progress, len(groups))
     targets = []
-    for _, group in sorted(groups.items()):
-        targets.append(work.combined(group))
-        counted.advance(1)
+    # Whole matrices have work for all cores, factors have not.
+    with nullcontext() if recipe.method in ELEMENTWISE or recipe.dense else one_thread():
+        for _, group in sorted(groups.items()):
+            targets.append(work.combined(group))
+            counted.advance(1)
     parameters: dict[str, Json] = {**recipe.to_json(), "weights": [part.weight for part in parts]}
     parents = [part.parent for part in parts]
     adapter, notes = descendant(parents, targets, "combine", parameters, force=recipe.force)

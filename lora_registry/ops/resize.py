@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from math import sqrt
 
@@ -12,7 +13,7 @@ from lora_registry.adapter import LOW_RANK, Adapter, Target
 from lora_registry.errors import UsageError
 from lora_registry.ops.certificate import Certificate, certified
 from lora_registry.ops.combinable import refuse_magnitude
-from lora_registry.ops.core import LowRank, Svd, svd
+from lora_registry.ops.core import LowRank, Svd, one_thread, svd
 from lora_registry.ops.lineage import Parent, descendant
 from lora_registry.ops.lowering import DENSE, lowered
 from lora_registry.ops.slices import refilled, slices
@@ -52,14 +53,15 @@ def resize(
         raise UsageError("a rank or an energy to keep")
     counted = Counted(progress, len(parent.adapter))
     targets, certificates = [], []
-    for target in parent.adapter:
-        refuse_magnitude(target)
-        plain = lowered(target) if dense and target.kind in DENSE else target
-        if plain.kind in LOW_RANK:
-            plain, certificate = _resized(plain, truncation, dtype)
-            certificates.append(certificate)
-        targets.append(plain)
-        counted.advance(1)
+    with nullcontext() if dense else one_thread():
+        for target in parent.adapter:
+            refuse_magnitude(target)
+            plain = lowered(target) if dense and target.kind in DENSE else target
+            if plain.kind in LOW_RANK:
+                plain, certificate = _resized(plain, truncation, dtype)
+                certificates.append(certificate)
+            targets.append(plain)
+            counted.advance(1)
     parameters = {**truncation.to_json(), "dtype": dtype}
     return descendant([parent], targets, "resize", parameters)[0], tuple(certificates)
 
