@@ -49,7 +49,8 @@ def array(items: Schema, **bounds: Any) -> Schema:
 
 
 DEFINITIONS: Schema = {
-    "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
+    # The length is said twice because $ lets a line feed pass in some engines.
+    "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$", "maxLength": 71},
     "length": integer(1, AXIS_LENGTH),
     "features": array({"type": "string", "pattern": "^[a-z0-9.-]{1,100}$"}, uniqueItems=True),
     "segments": record(
