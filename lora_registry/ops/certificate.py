@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from lora_registry.adapter import Target
+from lora_registry.errors import InvalidInputError
+from lora_registry.ops.arrays import Array, from_array, round_to
 from lora_registry.ops.core import LowRank, norm
 from lora_registry.ops.slices import distance
 
@@ -56,6 +60,21 @@ def certified(target: Target, kept: Sequence[LowRank], whole: float, left_out: f
     """
     size = whole or norm(kept) or 1.0
     return Certificate(target.name, target.rank, whole, left_out / size, distance(kept, target) / size)
+
+
+def bias_of(like: Target, exact: Array, dtype: str) -> tuple[Target, Certificate]:
+    """A bias target of the change ``exact``, float64 (out,), rounded to ``dtype``, and its certificate.
+
+    Raises:
+        InvalidInputError: the change is not finite, or beyond the range of ``dtype``.
+    """
+    delta = round_to(exact, dtype)
+    if not np.isfinite(delta.astype(np.float64)).all():
+        raise InvalidInputError(f"{like.name}: its change is not finite, or beyond the range of {dtype}")
+    size = float(np.linalg.norm(exact))
+    apart = float(np.linalg.norm(delta.astype(np.float64) - exact))
+    target = replace(like, tensors={"delta": from_array(delta)}, scale=1.0, digests={})
+    return target, Certificate(like.name, None, size, rounding=apart / (size or 1.0))
 
 
 def worst(certificates: Iterable[Certificate]) -> Certificate | None:

@@ -7,22 +7,24 @@ replaces values (full, tokens) has no weight: it is taken over where one adapter
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lora_registry.adapter import Adapter, Json, Kind, Target
-from lora_registry.errors import InvalidInputError, UnsupportedError, UsageError
-from lora_registry.ops.arrays import from_array, round_to, to_array
-from lora_registry.ops.certificate import Certificate, certified
+from lora_registry.errors import UnsupportedError, UsageError
+from lora_registry.ops.agreement import with_names_of
+from lora_registry.ops.arrays import to_array
+from lora_registry.ops.certificate import Certificate, bias_of, certified
 from lora_registry.ops.combinable import aligned, check_linear, replaces
 from lora_registry.ops.core import LowRank, norm, one_thread, stacked
 from lora_registry.ops.dense import approximate
 from lora_registry.ops.lineage import Parent, common_fingerprint, descendant
-from lora_registry.ops.mixture import Mixture, dense_changes
+from lora_registry.ops.mixture import Mixture
 from lora_registry.ops.orthogonalize import orthogonalized
+from lora_registry.ops.prefix import Prefix
 from lora_registry.ops.recipe import ELEMENTWISE, Method, Recipe
 from lora_registry.ops.resize import truncated
 from lora_registry.ops.slices import refilled, slices
@@ -69,22 +71,36 @@ def combine(parts: Sequence[Weighted], recipe: Recipe, *, progress: Progress | N
     if not parts or not all(np.isfinite(part.weight) for part in parts):
         raise UsageError("a combination is made of one adapter at least, each with a finite weight")
     check_linear((part.parent.adapter for part in parts), dense=recipe.dense)
-    groups: dict[str, list[tuple[int, Target]]] = defaultdict(list)
-    for number, part in enumerate(parts):
-        for target in part.parent.adapter:
-            groups[target.name].append((number, target))
-    work = _Work(parts, recipe)
+    parameters: dict[str, Json] = {**recipe.to_json(), "weights": [part.weight for part in parts]}
+    parents = [part.parent for part in parts]
+    document, notes = descendant(parents, (), "combine", parameters, force=recipe.force)
+    adapters, renamed = _under_one_name(parents)
+    work = _Work(recipe, adapters)
+    groups: dict[str, list[_Share]] = defaultdict(list)
+    for number, (part, adapter) in enumerate(zip(parts, adapters, strict=True)):
+        for target in adapter:
+            groups[target.name].append(_Share(number, part.weight, target))
     counted = Counted(progress, len(groups))
     targets = []
     # Whole matrices have work for all cores, factors have not.
     with nullcontext() if recipe.method in ELEMENTWISE or recipe.dense else one_thread():
-        for _, group in sorted(groups.items()):
-            targets.append(work.combined(group))
+        for _, shares in sorted(groups.items()):
+            targets.append(work.combined(shares))
             counted.advance(1)
-    parameters: dict[str, Json] = {**recipe.to_json(), "weights": [part.weight for part in parts]}
-    parents = [part.parent for part in parts]
-    adapter, notes = descendant(parents, targets, "combine", parameters, force=recipe.force)
-    return Combination(adapter, tuple(work.certificates), (*notes, *work.notes))
+    made = replace(document, targets=tuple(targets))
+    return Combination(made, tuple(work.certificates), (*notes, *renamed, *work.notes))
+
+
+def _under_one_name(parents: Sequence[Parent]) -> tuple[list[Adapter], list[str]]:
+    """The adapters under the names of the first, where names differ by one prefix for all targets (P-013)."""
+    first, notes = parents[0].adapter, []
+    adapters = [first]
+    for number, parent in enumerate(parents[1:], start=2):
+        adapter, prefix = with_names_of(parent.adapter, first)
+        adapters.append(adapter)
+        if prefix != Prefix():
+            notes.append(f"adapter {number}: its names are taken under the prefix {prefix}")
+    return adapters, notes
 
 
 def subtract(one: Parent, other: Parent, recipe: Recipe | None = None) -> Combination:
@@ -114,29 +130,38 @@ def _no_weight(target: Target) -> UnsupportedError:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one adapter, the ``number``-th, has to do with a base tensor."""
+
+    number: int
+    weight: float
+    target: Target
+
+    @property
+    def multiplier(self) -> float:
+        """What B·A is multiplied by."""
+        return self.weight * self.target.scale
+
+
 class _Work:
     """Combines the targets of one base tensor after the other, and remembers what there is to say."""
 
-    def __init__(self, parts: Sequence[Weighted], recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, adapters: Sequence[Adapter]) -> None:
         self.certificates: list[Certificate] = []
         self.notes: list[str] = []
-        self._parts, self._recipe = parts, recipe
-        self._weights = [part.weight for part in parts]
+        self._recipe = recipe
         self._mixture: Mixture | None = None
         if recipe.method in ELEMENTWISE:
-            adding = [[target for target in part.parent.adapter if not replaces(target)] for part in parts]
+            adding = [[target for target in adapter if not replaces(target)] for adapter in adapters]
             self._mixture = Mixture(recipe, adding)
 
-    def combined(self, group: Sequence[tuple[int, Target]]) -> Target:
-        """The one target of a base tensor.
-
-        Args:
-            group: the numbers of the adapters that change it, and how each does.
-        """
-        numbers, targets = [number for number, _ in group], [target for _, target in group]
-        if any(map(replaces, targets)):
-            return self._taken_over(numbers, targets)
-        plain = aligned(targets)
+    def combined(self, shares: Sequence[_Share]) -> Target:
+        """The one target of a base tensor."""
+        if any(replaces(share.target) for share in shares):
+            return self._taken_over(*shares)
+        plain = aligned([share.target for share in shares])
+        shares = [replace(share, target=target) for share, target in zip(shares, plain, strict=True)]
         like = replace(
             plain[0],
             segments=next((target.segments for target in plain if target.segments is not None), None),
@@ -144,88 +169,85 @@ class _Work:
             extra=self._common_extra(plain),
         )
         if like.kind is Kind.BIAS:
-            return self._bias(like, plain, numbers)
+            return self._bias(like, shares)
         if self._mixture is not None:
-            return self._mixed(self._mixture, like, plain, numbers)
+            return self._mixed(self._mixture, like, shares)
         if self._recipe.method is Method.CAT:
-            return self._beside(like, plain, numbers)
-        return self._summed(like, plain, numbers)
+            return self._beside(like, shares)
+        return self._summed(like, shares)
 
-    def _taken_over(self, numbers: Sequence[int], targets: Sequence[Target]) -> Target:
-        [target, *others], weight = targets, self._weights[numbers[0]]
+    def _taken_over(self, share: _Share, *others: _Share) -> Target:
+        target = share.target
         if others:
             raise UnsupportedError(f"{target.name}: one adapter replaces its values, and another one changes them too")
-        if weight <= 0:
+        if share.weight <= 0:
             raise _no_weight(target)
-        if weight != 1:
-            self.notes.append(f"{target.name}: replaces values, to which the weight {weight:g} does not apply; kept")
+        if share.weight != 1:
+            self.notes.append(
+                f"{target.name}: replaces values, to which the weight {share.weight:g} does not apply; kept"
+            )
         return target
 
-    def _common_extra(self, targets: Sequence[Target]) -> dict[str, Json]:
-        extra = dict(targets[0].extra)
+    def _common_extra(self, targets: Sequence[Target]) -> Mapping[str, Json]:
+        extra = targets[0].extra
         if any(target.extra != extra for target in targets):
             self.notes.append(f"{targets[0].name}: fields that this version does not know are different; left out")
             return {}
         return extra
 
-    def _beside(self, like: Target, targets: Sequence[Target], numbers: Sequence[int]) -> Target:
+    def _beside(self, like: Target, shares: Sequence[_Share]) -> Target:
         """Factors as they are: the largest of the multipliers is the scale, and B takes what the others lack of it."""
-        multipliers = [self._weights[n] * target.scale for n, target in zip(numbers, targets, strict=True)]
-        scale = max(multipliers, key=abs) or 1.0
-        pieces = [slices(target, m / scale) for target, m in zip(targets, multipliers, strict=True)]
+        scale = max((share.multiplier for share in shares), key=abs) or 1.0
+        pieces = [slices(share.target, share.multiplier / scale) for share in shares]
         kept = [stacked(together) for together in zip(*pieces, strict=True)]
         made = refilled(like, kept, self._recipe.dtype, scale=scale)
         exact = [matrix * scale for matrix in kept]
         self.certificates.append(certified(made, exact, norm(exact), 0.0))
         return made
 
-    def _summed(self, like: Target, targets: Sequence[Target], numbers: Sequence[int]) -> Target:
-        pieces = [slices(target, self._weights[n] * target.scale) for n, target in zip(numbers, targets, strict=True)]
+    def _summed(self, like: Target, shares: Sequence[_Share]) -> Target:
+        pieces = [slices(share.target, share.multiplier) for share in shares]
         if self._recipe.method is Method.ORTHOGONAL:
             pieces = [
                 [orthogonalized(matrix, [before[i] for before in pieces[:place]]) for i, matrix in enumerate(own)]
                 for place, own in enumerate(pieces)
             ]
         sums = [stacked(together) for together in zip(*pieces, strict=True)]
-        largest = max(norm(own) for own in pieces)
-        noise = float(np.finfo(np.float64).eps) * max(map(_longest, sums)) * largest
+        # What is left of changes that cancel is no smaller than the rounding of the largest of them.
+        noise = float(np.finfo(np.float64).eps) * max(map(_longest, sums)) * max(map(norm, pieces))
         kept, whole, left_out = truncated(sums, self._recipe.truncation, noise=noise)
         return self._written(like, kept, whole, left_out)
 
-    def _mixed(self, mixture: Mixture, like: Target, targets: Sequence[Target], numbers: Sequence[int]) -> Target:
-        weights = [self._weights[n] for n in numbers]
-        found = []
-        for index, changes in enumerate(zip(*map(dense_changes, targets), strict=True)):
-            whole = mixture.mix(f"{like.name}/{index}", changes, numbers, weights)
-            found.append(approximate(whole, self._recipe.truncation))
+    def _mixed(self, mixture: Mixture, like: Target, shares: Sequence[_Share]) -> Target:
+        found = [
+            approximate(whole, self._recipe.truncation)
+            for whole in mixture.mixed(like.name, [share.target for share in shares], *_numbers(shares))
+        ]
         rank = max(each.matrix.rank for each in found)
         kept = [_padded(each.matrix, rank) for each in found]
-        sizes, errors = ([each.norm for each in found], [each.error for each in found])
-        return self._written(like, kept, float(np.linalg.norm(sizes)), float(np.linalg.norm(errors)))
+        whole, left_out = np.linalg.norm([(each.norm, each.error) for each in found], axis=0).tolist()
+        return self._written(like, kept, whole, left_out)
 
     def _written(self, like: Target, kept: Sequence[LowRank], whole: float, left_out: float) -> Target:
         made = refilled(like, kept, self._recipe.dtype)
         self.certificates.append(certified(made, kept, whole, left_out))
         return made
 
-    def _bias(self, like: Target, targets: Sequence[Target], numbers: Sequence[int]) -> Target:
-        weights = [self._weights[n] for n in numbers]
+    def _bias(self, like: Target, shares: Sequence[_Share]) -> Target:
         if self._mixture is None:
-            multiplied = [
-                to_array(target.tensors["delta"]).astype(np.float64) * (target.scale * weight)
-                for target, weight in zip(targets, weights, strict=True)
-            ]
-            exact = np.sum(multiplied, axis=0)
+            deltas = [to_array(share.target.tensors["delta"]).astype(np.float64) for share in shares]
+            with np.errstate(over="ignore", invalid="ignore"):
+                exact = np.sum([delta * share.multiplier for delta, share in zip(deltas, shares, strict=True)], axis=0)
         else:
-            changes = [dense_changes(target)[0] for target in targets]
-            exact = self._mixture.mix(f"{like.name}/0", changes, numbers, weights).astype(np.float64)
-        rounded = round_to(exact, self._recipe.dtype)
-        if not np.isfinite(rounded.astype(np.float64)).all():
-            raise InvalidInputError(f"{like.name}: its change is not finite, or beyond the range of {rounded.dtype}")
-        size = float(np.linalg.norm(exact))
-        apart = float(np.linalg.norm(rounded.astype(np.float64) - exact))
-        self.certificates.append(Certificate(like.name, None, size, rounding=apart / (size or 1.0)))
-        return replace(like, tensors={"delta": from_array(rounded)}, scale=1.0, digests={})
+            [mixed] = self._mixture.mixed(like.name, [share.target for share in shares], *_numbers(shares))
+            exact = mixed.astype(np.float64)
+        target, certificate = bias_of(like, exact, self._recipe.dtype)
+        self.certificates.append(certificate)
+        return target
+
+
+def _numbers(shares: Sequence[_Share]) -> tuple[list[int], list[float]]:
+    return [share.number for share in shares], [share.weight for share in shares]
 
 
 def _longest(matrix: LowRank) -> int:

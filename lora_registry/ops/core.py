@@ -16,7 +16,11 @@ from math import sqrt
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import Array
+
+_LARGEST = 1e150
+"""The square of an element that is larger is near the end of float64."""
 
 
 @contextmanager
@@ -99,7 +103,7 @@ def svd(matrix: LowRank) -> Svd:
     """The decomposition of left · right by way of its core."""
     q1, r1 = np.linalg.qr(matrix.left)
     q2, r2 = np.linalg.qr(matrix.right.T)
-    u, values, vt = np.linalg.svd(r1 @ r2.T)
+    u, values, vt = np.linalg.svd(_core(r1, r2))
     k = len(values)
     return Svd(q1 @ u[:, :k], values, vt[:k] @ q2.T)
 
@@ -107,7 +111,15 @@ def svd(matrix: LowRank) -> Svd:
 def singular_values(matrix: LowRank) -> Array:
     """The singular values alone, descending: float64 (min(out, r, in),)."""
     r1, r2 = (np.asarray(np.linalg.qr(side, mode="r")) for side in (matrix.left, matrix.right.T))
-    return np.asarray(np.linalg.svd(r1 @ r2.T, compute_uv=False))
+    return np.asarray(np.linalg.svd(_core(r1, r2), compute_uv=False))
+
+
+def _core(r1: Array, r2: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        core = r1 @ r2.T
+    if not np.abs(core).max(initial=0.0) < _LARGEST:
+        raise InvalidInputError("a change is so large that its norm is beyond float64; the adapter is broken")
+    return np.asarray(core)
 
 
 def norm(matrices: Iterable[LowRank]) -> float:

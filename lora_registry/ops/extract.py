@@ -14,9 +14,9 @@ import numpy as np
 from lora_registry.adapter import Adapter, Base, Json, Kind, Target
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, UnsupportedError
-from lora_registry.ops.arrays import Array, from_array, round_to, widened
+from lora_registry.ops.arrays import Array, from_array, widened
 from lora_registry.ops.base_model import BaseModel
-from lora_registry.ops.certificate import Certificate, certified
+from lora_registry.ops.certificate import Certificate, bias_of, certified
 from lora_registry.ops.core import LowRank
 from lora_registry.ops.dense import approximate
 from lora_registry.ops.fingerprint import target_fingerprint
@@ -80,8 +80,8 @@ def extract(
 
     Raises:
         UsageError: no element type of factors.
-        UnsupportedError: what differs is no matrix of floats, and ``full`` is false; or a change has so many
-            directions above the rounding that no truncation was asked for would make it an adapter.
+        UnsupportedError: what differs is no matrix of floats, and ``full`` is false; or no truncation is asked for,
+            and so many directions of a change stand above the rounding that the factors outweigh the tensor.
         InvalidInputError: ``tuned`` lacks a tensor, nothing differs, or a difference is not finite.
     """
     check_dtype(dtype)
@@ -192,10 +192,6 @@ def _other(name: str, pair: _Pair, dtype: str) -> tuple[Target, Extracted | None
         full = Target(name=name, kind=Kind.FULL, layout=(), shape=tuple(value.shape), tensors={"value": kept})
         return pair.fingerprinted(full) if pair.fits(name) else full, None
     exact = pair.difference(name).astype(np.float64)
-    delta = round_to(exact, dtype)
-    tensors = {"delta": from_array(delta)}
-    target = Target(name=name, kind=Kind.BIAS, layout=("out",), shape=tuple(value.shape), tensors=tensors)
-    size = float(np.linalg.norm(exact))
-    apart = float(np.linalg.norm(delta.astype(np.float64) - exact))
-    record = Certificate(name, None, size, rounding=apart / size)
-    return pair.fingerprinted(target), Extracted(record, rounding_noise(value[None]).norm / size)
+    like = Target(name=name, kind=Kind.BIAS, layout=("out",), shape=tuple(value.shape), tensors={})
+    target, certificate = bias_of(pair.fingerprinted(like), exact, dtype)
+    return target, Extracted(certificate, rounding_noise(value[None]).norm / certificate.norm)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lora_registry.adapter import Kind, Target
+from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import Array, to_array
 from lora_registry.ops.election import Convention, above, dropped, elected, threshold, trimmed
 from lora_registry.ops.lowering import lowered
@@ -35,15 +36,21 @@ class Mixture:
                 for targets in adapters
             ]
 
-    def mix(self, name: str, changes: Sequence[Array], numbers: Sequence[int], weights: Sequence[float]) -> Array:
-        """The combination of the changes of one matrix.
+    def mixed(
+        self, name: str, targets: Sequence[Target], numbers: Sequence[int], weights: Sequence[float]
+    ) -> Iterator[Array]:
+        """The combination of the changes of one tensor: a float32 matrix for each expert or group.
 
         Args:
-            name: of the matrix, which is part of the seed: the same for every order of work.
-            changes: float32, all of one shape; one for each adapter that changes the tensor.
+            name: of the tensor, which is part of the seed: the same for every order of work.
+            targets: one for each adapter that changes it.
             numbers: which adapters these are.
             weights: theirs.
         """
+        for index, changes in enumerate(zip(*map(dense_changes, targets), strict=True)):
+            yield self._mix(f"{name}/{index}", changes, numbers, weights)
+
+    def _mix(self, name: str, changes: Sequence[Array], numbers: Sequence[int], weights: Sequence[float]) -> Array:
         thinned = [self._thinned(change, name, number) for change, number in zip(changes, numbers, strict=True)]
         if self._recipe.method is Method.TIES:
             return elected(thinned, weights, self._recipe.rules)
@@ -66,10 +73,19 @@ class Mixture:
 
 
 def dense_changes(target: Target) -> list[Array]:
-    """The change of a low-rank or bias target, a float32 matrix for each expert or group."""
-    if target.kind is Kind.BIAS:
-        return [(to_array(target.tensors["delta"]).astype(np.float64) * target.scale).astype(np.float32)]
-    return [(matrix.left.astype(np.float32) @ matrix.right.astype(np.float32)) for matrix in slices(target)]
+    """The change of a low-rank or bias target, a float32 matrix for each expert or group.
+
+    Raises:
+        InvalidInputError: the change is not finite, or beyond the range of float32.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # what goes wrong shows in the result, which is checked
+        if target.kind is Kind.BIAS:
+            changes = [(to_array(target.tensors["delta"]).astype(np.float64) * target.scale).astype(np.float32)]
+        else:
+            changes = [matrix.left.astype(np.float32) @ matrix.right.astype(np.float32) for matrix in slices(target)]
+    if not all(np.isfinite(change).all() for change in changes):
+        raise InvalidInputError(f"{target.name}: its change is not finite, or beyond the range of float32")
+    return changes
 
 
 def _changes(targets: Sequence[Target]) -> Iterator[Array]:

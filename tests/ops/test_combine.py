@@ -304,6 +304,24 @@ def test_what_is_not_finite_or_beyond_the_dtype_is_refused() -> None:
         mixed(Recipe(), (1.0,), bias)
 
 
+def test_what_is_too_large_for_its_norm_is_refused() -> None:
+    """Factors that are finite and a change that is not."""
+    huge = {role: from_array(np.full(tensor.shape, 1e100)) for role, tensor in target().tensors.items()}
+    for recipe in (Recipe(method=Method.CAT), Recipe(), ELEMENTS):
+        with pytest.raises(InvalidInputError, match=r"not finite|beyond the range|beyond float64"):
+            mixed(recipe, (1.0,), replace(target(), tensors=huge))
+
+
+def test_names_under_another_prefix_are_those_of_the_first_and_it_is_said() -> None:
+    """A wrapper's prefix on all names makes no second set of targets; parents are named as they are."""
+    one, two = adapter(target(name="model.w")), adapter(target(seed=1, name="wrapped.model.w"))
+    made = combine([Weighted(Parent(one)), Weighted(Parent(two))], Recipe())
+    assert [each.name for each in made.adapter] == ["model.w"]
+    assert made.notes == ("adapter 2: its names are taken under the prefix -wrapped.",)
+    assert apart(dense(only(made.adapter)), dense(only(one)) + dense(only(two))) < 1e-6
+    assert made.adapter.lineage["parents"] == [{"content": str(content_digest(each))} for each in (one, two)]
+
+
 def test_different_bases_are_refused_unless_forced() -> None:
     """By name, by revision, by how they are quantized, and by fingerprint; forced, nothing is claimed."""
     one = adapter(target(fingerprint=Digest.of(b"1")), base=Base(name="a", revision="1"))
