@@ -7,9 +7,20 @@
 :mod:`~.against`       the same question to a base of any form
 :mod:`~.pin`           an adapter that states which base it was made for
 :mod:`~.plan`          what will be written, tensor by tensor
-:mod:`~.shard`         one file of it, written block by block
-:mod:`~.stream`        bytes in, bytes out, both hashed on the way
+:mod:`~.dtype_rules`   in which element types
+:mod:`~.ranges`        of what bytes a file of it is made, and in which blocks
+:mod:`~.engine`        all files of weights, written by several workers
+:mod:`~.output`        one of these files while it is written
+:mod:`~.kernel`        the arithmetic of a block
+:mod:`~.workers`       the threads
+:mod:`~.hashing`       digests of files whose blocks come in any order
+:mod:`~.journal`       what is on the disk already, for a merge that is killed
+:mod:`~.staging`       the folder in which the output is made
+:mod:`~.destination`   the place that it takes
+:mod:`~.watch`         whether the base stays what it was
+:mod:`~.retention`     whether enough of the changes survived
 :mod:`~.companions`    the other files of a folder
+:mod:`~.documents`     these files, configuration and index, written
 :mod:`~.checkpoint`    the merge of a safetensors checkpoint
 :mod:`~.onnx_model`    the merge into an ONNX model
 :mod:`~.receipt`       what a merge did

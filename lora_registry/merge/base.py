@@ -76,6 +76,16 @@ class Checkpoint:
         """The elements, as a window of the memory-mapped file."""
         return to_array(self.tensor(name))
 
+    def head(self, file: str) -> bytes:
+        """What comes before the data of a file: the length of the header, and the header."""
+        header = self.shards[file].header_bytes
+        return len(header).to_bytes(8, "little") + header
+
+    def window(self, name: str) -> tuple[int, int]:
+        """Offsets in its file of the first byte of a tensor, and of the one past the last."""
+        entry, start = self.entry(name), self.shards[self.places[name]].data_start
+        return start + entry.begin, start + entry.end
+
     def tensor(self, name: str) -> Tensor:
         """The same without numpy; KeyError where there is none of that name."""
         return self.shards[self.places[name]].tensor(name)

@@ -12,6 +12,7 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import ConflictError, InconclusiveError, UnsupportedError
 from lora_registry.format.container import Entry, encode_header
 from lora_registry.merge.base import Checkpoint
+from lora_registry.merge.dtype_rules import DtypeRules
 from lora_registry.merge.fit import Fit
 from lora_registry.merge.ties import is_shared, may_be_tied, second_ties
 from lora_registry.ops.factors import FACTORED
@@ -40,18 +41,21 @@ class FilePlan:
     """One safetensors file of the output.
 
     Attributes:
-        name: its name, which is that of the base's file.
+        name: its name.
+        origin: name of the base's file that it is made from.
         head: what comes before the data: length and header.
         parts: the tensors, in the order of their bytes.
-        follows_base: the parts that the base has are in the base's order, so that one pass reads it once.
-        is_copy: the file is the base's, byte for byte.
+        follows_base: it has all bytes of the base's file, changed or not, in their order, so that one pass reads
+            that file from its first byte to its last.
+        same_layout: every tensor lies where it lies in the base's file.
     """
 
     name: str
+    origin: str
     head: bytes
     parts: tuple[Part, ...]
     follows_base: bool
-    is_copy: bool
+    same_layout: bool
 
     @property
     def size(self) -> int:
@@ -147,7 +151,12 @@ class _Changes:
 
 
 def make_plan(
-    adapter: Adapter, base: Checkpoint, fitted: Fit, *, dtype: str | None = None, tied: TiedPolicy = "untie"
+    adapter: Adapter,
+    base: Checkpoint,
+    fitted: Fit,
+    *,
+    dtypes: DtypeRules = DtypeRules(),  # noqa: B008 - frozen
+    tied: TiedPolicy = "untie",
 ) -> Plan:
     """Decide what every file of the output holds.
 
@@ -155,14 +164,14 @@ def make_plan(
         adapter: the changes, all of which can be merged (:mod:`lora_registry.ops.mergeable`).
         base: what is changed.
         fitted: how the targets match; must not be ``does-not-fit``.
-        dtype: element type of every floating-point tensor of 16 bits or more in the output; None keeps each
-            tensor's own.
+        dtypes: element types in the output; without a rule, each tensor keeps its own.
         tied: what happens to tied tensors.
 
     Raises:
         ConflictError: a tied tensor is changed and ``tied`` is ``error``.
         InconclusiveError: nobody knows whether a changed embedding is the head as well.
         UnsupportedError: changes meet that cannot be combined.
+        UsageError: a rule of ``dtypes`` is for no tensor.
     """
     changes = _Changes(base, tied)
     for target in adapter:
@@ -178,7 +187,13 @@ def make_plan(
     for file in base.shards:
         sources: dict[str, str | None] = {name: name for name in _in_order(base, file)}
         sources.update({name: changes.added.get(name) for name, place in added.items() if place == file})
-        files.append(_plan_file(base, file, sources, changes.by_tensor, dtype))
+        files.append(_plan_file(base, file, sources, changes.by_tensor, dtypes))
+    dtypes.require_use(
+        (part.name, bool(part.changes))
+        for file in files
+        for part in file.parts
+        if DTYPES[part.entry.dtype].is_wide_float
+    )
     return Plan(tuple(files), added, changes.untied, tuple(changes.notes))
 
 
@@ -192,7 +207,7 @@ def _plan_file(
     file: str,
     sources: Mapping[str, str | None],
     changes: Mapping[str, list[Target]],
-    dtype: str | None,
+    dtypes: DtypeRules,
 ) -> FilePlan:
     container = base.shards[file]
     specs = {}
@@ -203,16 +218,13 @@ def _plan_file(
         else:
             value = changes[name][0].tensors["value"]
             own, shape = value.dtype, value.shape
-        specs[name] = (dtype if dtype is not None and DTYPES[own].is_wide_float else own, shape)
+        specs[name] = (dtypes.dtype(name, own, touched=bool(changes.get(name))), shape)
     entries = _lay_out(specs)
     same = all(entries[name] == container.entries.get(name) for name in entries)
-    head = len(container.header_bytes).to_bytes(8, "little") + container.header_bytes
-    if not same:
-        head = encode_header(entries, container.metadata)
+    head = base.head(file) if same else encode_header(entries, container.metadata)
     parts = tuple(Part(name, entry, sources[name], tuple(changes.get(name, ()))) for name, entry in entries.items())
     kept = [name for name in entries if name in container.entries]
-    is_copy = same and not any(part.changes for part in parts)
-    return FilePlan(file, head, parts, kept == _in_order(base, file), is_copy)
+    return FilePlan(file, file, head, parts, kept == _in_order(base, file), same)
 
 
 def _lay_out(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:

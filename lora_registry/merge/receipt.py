@@ -31,15 +31,18 @@ def receipt_path(out: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, order=True)
 class FileRecord:
-    """One input or output file: its name inside the folder, its size in bytes, its sha256."""
+    """One input or output file: its name inside the folder, its size in bytes, its sha256.
+
+    The digest is None for weights of a merge that was told not to hash them.
+    """
 
     name: str
     size: int
-    digest: Digest
+    digest: Digest | None
 
     def to_json(self) -> dict[str, Json]:
         """The record as a JSON object."""
-        return {"name": self.name, "size": self.size, "digest": str(self.digest)}
+        return {"name": self.name, "size": self.size, "digest": None if self.digest is None else str(self.digest)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ class Receipt:
         others = f", and more than {LOSS:.0%} of {len(lossy) - 1} other changes" if len(lossy) > 1 else ""
         advice = "serve the adapter unmerged"
         if worst.dtype != "F32":
-            advice = f"keep it in float32 (dtype F32), or {advice}"
+            advice = f"keep it in float32 (dtype touched=F32), or {advice}"
         return (f"{lost:.0%} of the change to {worst.name} is lost in {worst.dtype}{others}; {advice}",)
 
     def to_json(self) -> dict[str, Json]:

@@ -6,8 +6,10 @@ loses half of itself, whatever the accumulation (measured; see ``benchmarks/``).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import fsum, inf, isfinite, sqrt
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -30,6 +32,11 @@ class Fidelity:
     unchanged_fraction: float
     delta_ratio: float
 
+    @property
+    def retention(self) -> float:
+        """How much of the change survived, from 0 to 1: 1 - ``relative_error``; 0 where that is not finite."""
+        return max(0.0, 1.0 - self.relative_error) if isfinite(self.relative_error) else 0.0
+
     def to_json(self) -> dict[str, float | None]:
         """The four numbers by name, to six significant digits: more would be noise of the summation.
 
@@ -48,58 +55,111 @@ def _digits(value: float) -> float | None:
     return float(f"{value:.6g}") if isfinite(value) else None
 
 
-class Measurement:
-    """Sums over the blocks of one tensor, from which :class:`Fidelity` follows."""
+class Sums(NamedTuple):
+    """What one block, a run of elements, adds to the figures of its tensor.
 
-    __slots__ = ("_base", "_cross", "_elements", "_error", "_unchanged", "_wanted")
+    Attributes:
+        base: ‖W‖².
+        wanted: ‖D‖².
+        error: ‖D' - D‖².
+        cross: D · (D' - D).
+        unchanged: elements of W that are what they were.
+        elements: all of them.
+    """
 
-    def __init__(self) -> None:
-        self._base = self._wanted = self._error = self._cross = 0.0
-        self._unchanged = self._elements = 0
+    base: float
+    wanted: float
+    error: float
+    cross: float
+    unchanged: int
+    elements: int
 
-    def add(self, base: Array, wanted: Array, written: Array) -> None:
-        """Take in one block.
 
-        Args:
-            base: W, float32 or float64.
-            wanted: W + D, unrounded, of the same shape.
-            written: W + D' as the file will hold it, of any float type and the same shape.
-        """
-        kept = written.astype(wanted.dtype, copy=False).reshape(-1)
-        before, after = base.reshape(-1).astype(wanted.dtype, copy=False), wanted.reshape(-1)
-        with np.errstate(over="ignore", invalid="ignore"):  # weights of 1e20, or infinite: the figure says so
-            delta, error = after - before, kept - after
-            self._base += float(np.dot(before, before))
-            self._wanted += float(np.dot(delta, delta))
-            self._error += float(np.dot(error, error))
-            self._cross += float(np.dot(delta, error))
-        self._unchanged += int(np.count_nonzero(kept == before))
-        self._elements += before.size
+class Scratch(NamedTuple):
+    """Room for the differences of a block, so that none is allocated for each: as long as the largest block.
 
-    def result(self) -> Fidelity:
-        """The figures for everything that was taken in; a change of nothing is perfectly kept."""
-        written = max(self._wanted + 2 * self._cross + self._error, 0.0)  # ‖D'‖², since D' = D + error
-        if self._wanted == 0.0:
-            relative, cosine = (0.0, 1.0) if self._error == 0.0 else (float("inf"), 0.0)
-        else:
-            relative = sqrt(self._error / self._wanted)
-            cosine = (self._wanted + self._cross) / sqrt(self._wanted * written) if written else 0.0
-        return Fidelity(
-            relative_error=relative,
-            cosine=min(1.0, max(-1.0, cosine)),
-            unchanged_fraction=self._unchanged / self._elements if self._elements else 1.0,
-            delta_ratio=_ratio(self._wanted, self._base),
+    Attributes:
+        delta: float32 or float64, the type of the computation.
+        error: the same.
+        same: booleans.
+    """
+
+    delta: Array
+    error: Array
+    same: Array
+
+    @classmethod
+    def of(cls, elements: int, dtype: np.dtype[Any]) -> Self:
+        """Room for blocks of at most ``elements`` elements of ``dtype``."""
+        return cls(np.empty(elements, dtype), np.empty(elements, dtype), np.empty(elements, np.bool_))
+
+
+def sums(base: Array, wanted: Array, kept: Array, scratch: Scratch | None = None) -> Sums:
+    """What a block adds to the figures of its tensor.
+
+    Args:
+        base: W, flat, float32 or float64.
+        wanted: W + D, unrounded, of the same type.
+        kept: W + D' as the file will hold it, widened to the same type.
+        scratch: of that type; None allocates.
+    """
+    elements = base.size
+    scratch = scratch or Scratch.of(elements, base.dtype)
+    delta, error, same = scratch.delta[:elements], scratch.error[:elements], scratch.same[:elements]
+    with np.errstate(over="ignore", invalid="ignore"):  # weights of 1e20, or infinite: the figure says so
+        np.subtract(wanted, base, out=delta)
+        np.subtract(kept, wanted, out=error)
+        np.equal(kept, base, out=same)
+        return Sums(
+            float(np.dot(base, base)),
+            float(np.dot(delta, delta)),
+            float(np.dot(error, error)),
+            float(np.dot(delta, error)),
+            int(np.count_nonzero(same)),
+            elements,
         )
+
+
+def fidelity(blocks: Iterable[Sums]) -> Fidelity:
+    """The figures of a tensor from those of its blocks, whose order does not matter.
+
+    A change of nothing is perfectly kept.
+    """
+    taken = list(blocks)
+    base, wanted, error, cross = (_exact_sum([block[field] for block in taken]) for field in range(4))
+    unchanged, elements = sum(block.unchanged for block in taken), sum(block.elements for block in taken)
+    written = max(wanted + 2 * cross + error, 0.0)  # ‖D'‖², since D' = D + error
+    if wanted == 0.0:
+        relative, cosine = (0.0, 1.0) if error == 0.0 else (inf, 0.0)
+    else:
+        relative = sqrt(error / wanted)
+        cosine = (wanted + cross) / sqrt(wanted * written) if written else 0.0
+    return Fidelity(
+        relative_error=relative,
+        cosine=min(1.0, max(-1.0, cosine)),
+        unchanged_fraction=unchanged / elements if elements else 1.0,
+        delta_ratio=_ratio(wanted, base),
+    )
+
+
+def _exact_sum(values: list[float]) -> float:
+    """The sum, rounded once, whatever the order; math.fsum refuses infinities of both signs."""
+    return fsum(values) if all(map(isfinite, values)) else sum(values)
 
 
 def _ratio(wanted: float, base: float) -> float:
     if base:
         return sqrt(wanted / base)
-    return 0.0 if wanted == 0.0 else float("inf")
+    return 0.0 if wanted == 0.0 else inf
 
 
 def measure(base: Array, wanted: Array, written: Array) -> Fidelity:
-    """Fidelity of one whole tensor; see :meth:`Measurement.add` for the arguments."""
-    measurement = Measurement()
-    measurement.add(base, wanted, written)
-    return measurement.result()
+    """Fidelity of one whole tensor.
+
+    Args:
+        base: W, float32 or float64.
+        wanted: W + D, unrounded, of the same shape.
+        written: W + D' as the file will hold it, of any float type and the same shape.
+    """
+    kept = written.astype(wanted.dtype, copy=False).reshape(-1)
+    return fidelity([sums(base.astype(wanted.dtype, copy=False).reshape(-1), wanted.reshape(-1), kept)])

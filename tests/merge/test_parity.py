@@ -137,7 +137,13 @@ def test_the_receipt_tells_the_digests_of_all_files(peft_merge, tiny_dir, tmp_pa
             if path.name != "loreg-receipt.json"
         }
         assert told == found
-    assert receipt["options"] == {"allow_new": False, "dtype": None, "require_exact": False, "tied": "untie"}
+    assert receipt["options"] == {
+        "allow_new": False,
+        "dtype": None,
+        "hash": True,
+        "require_exact": False,
+        "tied": "untie",
+    }
 
 
 def test_a_single_file_gives_a_single_file(peft_merge, tiny_dir, tmp_path: Path) -> None:
@@ -161,7 +167,7 @@ def test_rounding_losses_are_told(peft_merge, tiny_dir, tmp_path: Path) -> None:
     adapter, _ = peft_merge("llama-untied", LoraConfig(r=2, lora_alpha=0.002, target_modules=["q_proj"]))
     receipt = merge_checkpoint(adapter, tiny_dir("llama-untied"), tmp_path / "out", dtype="BF16")
     assert "lost in BF16" in receipt.warnings[0]
-    assert "dtype F32" in receipt.warnings[0]
+    assert "dtype touched=F32" in receipt.warnings[0]
 
 
 def expert_adapter(shape: tuple[int, int, int], layout: tuple[str, str, str], rank: int) -> Adapter:

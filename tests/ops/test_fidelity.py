@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_registry.ops.arrays import round_to
-from lora_registry.ops.fidelity import Measurement, measure
+from lora_registry.ops.fidelity import fidelity, measure, sums
 from lora_registry.ops.fingerprint import fingerprint
 
 
@@ -48,11 +48,12 @@ def test_blocks_add_up() -> None:
     base = random.normal(size=1000).astype(np.float32)
     wanted = base + random.normal(size=1000).astype(np.float32) * np.float32(1e-2)
     written = round_to(wanted, "BF16")
-    whole, parts = measure(base, wanted, written), Measurement()
-    for start in range(0, 1000, 300):
-        parts.add(base[start : start + 300], wanted[start : start + 300], written[start : start + 300])
+    whole, kept_values = measure(base, wanted, written), written.astype(np.float32)
+    blocks = [slice(start, start + 300) for start in range(0, 1000, 300)]
+    parts = [sums(base[block], wanted[block], kept_values[block]) for block in blocks]
+    assert fidelity(parts) == fidelity(reversed(parts))
     delta, kept = (wanted - base).astype(np.float64), written.astype(np.float64) - base
-    assert parts.result().relative_error == pytest.approx(whole.relative_error, rel=1e-5)
+    assert fidelity(parts).relative_error == pytest.approx(whole.relative_error, rel=1e-5)
     assert whole.relative_error == pytest.approx(np.linalg.norm(kept - delta) / np.linalg.norm(delta), rel=1e-3)
     assert whole.cosine == pytest.approx(kept @ delta / np.linalg.norm(kept) / np.linalg.norm(delta), rel=1e-3)
     assert whole.unchanged_fraction == np.mean(written.astype(np.float32) == base)

@@ -1,0 +1,119 @@
+"""The weights of the output, written by several workers, so that a kill costs no more than a second's work.
+
+====================== ======================================================
+what                   where
+====================== ======================================================
+what comes from where  :mod:`~lora_registry.merge.ranges`
+one file               :mod:`~lora_registry.merge.output`
+one block              :mod:`~lora_registry.merge.kernel`
+who does it            :mod:`~lora_registry.merge.workers`
+the digests            :mod:`~lora_registry.merge.hashing`
+what is on the disk    :mod:`~lora_registry.merge.journal`
+====================== ======================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from threadpoolctl import threadpool_limits
+
+from lora_registry.adapter import Json
+from lora_registry.merge import journal as journals
+from lora_registry.merge.base import Checkpoint
+from lora_registry.merge.journal import Finished, Journal
+from lora_registry.merge.output import CLONED, Output
+from lora_registry.merge.plan import Plan
+from lora_registry.merge.ranges import Block, Largest
+from lora_registry.merge.receipt import FileRecord, TensorRecord
+from lora_registry.merge.staging import Staging
+from lora_registry.merge.workers import Workers
+from lora_registry.ops.fidelity import Sums
+from lora_registry.progress import Counted, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The weights that were written: records of the base's files and of the new ones, in order, and of the tensors."""
+
+    inputs: tuple[FileRecord, ...]
+    outputs: tuple[FileRecord, ...]
+    tensors: tuple[TensorRecord, ...]
+
+
+def write_weights(
+    plan: Plan,
+    base: Checkpoint,
+    staging: Staging,
+    identity: Mapping[str, Json],
+    *,
+    workers: int,
+    hashed: bool,
+    resume: bool,
+    progress: Progress | None,
+) -> Written:
+    """Write every file of ``plan``, all of which are on the disk when this returns.
+
+    Args:
+        plan: what to write.
+        base: what it is made from.
+        staging: where.
+        identity: what a resumed merge must have in common with the one that was killed.
+        workers: threads.
+        hashed: whether the files get digests.
+        resume: go on with what is in ``staging``.
+        progress: called with the bytes written and of all.
+
+    Raises:
+        ConflictError: the merge in ``staging`` is another one; or a file of the base became shorter.
+        InvalidInputError: a result is not finite, or does not fit into the output's dtype.
+        NotFoundError: there is nothing to resume.
+        OSError: reading or writing failed.
+    """
+    finished: Finished = {}
+    if resume:
+        valid, finished = journals.resume(staging.journal, identity)
+        staging.begun = True
+    else:
+        valid = journals.begin(staging.journal, identity)
+    outputs = [
+        Output(file, base, staging.files / file.name, finished.get(file.name, {}), hashed=hashed) for file in plan.files
+    ]
+    largest = Largest()
+    for output in outputs:
+        largest = largest.including(output.ranges)
+    counted = Counted(progress, sum(file.size for file in plan.files))
+
+    def sync() -> None:
+        for output in outputs:
+            output.sync()
+
+    journal = Journal(staging.journal, valid, sync)
+
+    def report(output: Output, block: Block, figures: Sums | None, written: bool) -> None:
+        if written:
+            journal.finished(output.plan.name, block.number, figures)
+        counted.advance(block.end - block.begin)
+
+    def work() -> Iterator[tuple[Output, Block]]:
+        for output in outputs:
+            if output.open():
+                journal.finished(output.plan.name, CLONED, None)
+            for block in output.blocks():
+                yield output, block
+
+    try:
+        # The workers share the cores; BLAS with threads of its own would only be in their way.
+        with threadpool_limits(1, "blas"), journal:
+            Workers(workers, largest, report).run(work())
+        sync()
+        records = [output.records() for output in outputs]
+    finally:
+        for output in outputs:
+            output.close()
+    return Written(
+        tuple(read for read, _ in records),
+        tuple(written for _, written in records),
+        tuple(record for output in outputs for record in output.tensors()),
+    )

@@ -1,0 +1,44 @@
+"""How much of the changes survived the output's element type, and what to say or do where that is little."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lora_registry.errors import IntegrityError, UsageError
+from lora_registry.merge.receipt import TensorRecord
+from lora_registry.text import plural
+
+
+def check_share(least: float | None) -> None:
+    """Refuse a share that is none.
+
+    Raises:
+        UsageError: ``least`` is not from 0 to 1.
+    """
+    if least is not None and not 0 <= least <= 1:
+        raise UsageError(f"a share of a change is from 0 to 1, not {least}")
+
+
+def require_retention(records: Iterable[TensorRecord], least: float | None) -> None:
+    """Refuse a merge that keeps too little.
+
+    Args:
+        records: the tensors that were changed.
+        least: share of every change that must survive; None is content with any.
+
+    Raises:
+        IntegrityError: a tensor keeps less; the worst is named, the others are counted.
+    """
+    if least is None:
+        return
+    measured = [record for record in records if record.fidelity is not None]
+    kept = {record.name: (record.fidelity.retention, record.dtype) for record in measured if record.fidelity}
+    below = sorted((share, name, dtype) for name, (share, dtype) in kept.items() if share < least)
+    if not below:
+        return
+    share, name, dtype = below[0]
+    raise IntegrityError(
+        f"{plural(len(below), 'tensor')} of {len(kept)} keep less than {least:.0%} of the change, {name} the least: "
+        f"{share:.0%} in {dtype}; nothing was written. Keep them in float32 (dtype touched=F32), or serve the adapter "
+        "unmerged"
+    )
