@@ -48,10 +48,16 @@ loreg conformance --entrypoint ./reader --vectors ./spec/vectors --json
     multiple=True,
     help="Ask about this class only, which the program has to claim; repeatable.",
 )
+@click.option("--verbose", is_flag=True, help="Show what the program writes to its standard error.")
 @json_option
 @click.pass_context
 def conformance(
-    ctx: click.Context, entrypoint: str | None, vectors: Path | None, classes: tuple[str, ...], as_json: bool
+    ctx: click.Context,
+    entrypoint: str | None,
+    vectors: Path | None,
+    classes: tuple[str, ...],
+    verbose: bool,
+    as_json: bool,
 ) -> None:
     """Ask a program in any language about every test vector, and say what it may claim.
 
@@ -64,7 +70,8 @@ def conformance(
 
     words = [sys.executable, "-m", "lora_registry.conformance"] if entrypoint is None else split(entrypoint)
     corpus = load(find() if vectors is None else vectors)
-    with Program(words) as program, progress("asking", unit="vectors", quiet=as_json) as advance:
+    quiet = as_json or verbose  # two writers on one line make neither readable
+    with Program(words, verbose=verbose) as program, progress("asking", unit="vectors", quiet=quiet) as advance:
         report = examine(program, corpus, classes, advance)
     if as_json:
         print_json(report.to_json())
@@ -92,3 +99,5 @@ def _show_failure(failure: Failure) -> None:
     place = f"{failure.class_name} {failure.id}".strip()
     click.echo(f"{click.style('failed', fg='red')}  {printable(place)} ({printable(about)})")
     click.echo(f"        {printable(failure.reason)}")
+    for line in failure.stderr:
+        click.echo(f"        | {printable(line)}")

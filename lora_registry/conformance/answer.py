@@ -162,14 +162,17 @@ def _merged(target: Target, stored: Array) -> Tensor:
     if stored.shape != shape:
         raise InvalidInputError(f"{target.name}: the base tensor has another shape than the target (P-012)")
     written = from_array(round_to(merged(target, stored), from_array(stored).dtype))
-    result, before = (widened(array) for array in (to_array(written), stored))
-    refuse_nonfinite(
-        target.name,
-        0,
-        before.reshape(-1) if before.dtype.kind == "f" and before.shape == result.shape else None,
-        result.reshape(-1),
-    )
+    result, before = (widened(array).reshape(-1) for array in (to_array(written), _before(target, stored)))
+    if before.dtype.kind == "f":
+        refuse_nonfinite(target.name, 0, before, result[: before.size])
+        refuse_nonfinite(target.name, before.size, None, result[before.size :])  # rows that are added
     return written
+
+
+def _before(target: Target, stored: Array) -> Array:
+    """W as P-016 has it: the value where one stands for W."""
+    stands_for_it = "value" in target.tensors and target.kind not in (Kind.FULL, Kind.TOKENS)
+    return to_array(target.tensors["value"]) if stands_for_it else stored
 
 
 def _record(tensor: Tensor) -> Json:

@@ -27,6 +27,7 @@ class Failure:
         reason: what is wrong about the answer.
         expected: by the vector.
         got: the answer; None where there was none.
+        stderr: the last lines that the program wrote to its standard error, where there was no answer.
     """
 
     class_name: str
@@ -36,6 +37,7 @@ class Failure:
     reason: str
     expected: Json
     got: Json
+    stderr: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """The record as a JSON object."""
@@ -47,6 +49,7 @@ class Failure:
             "reason": self.reason,
             "expected": self.expected,
             "got": self.got,
+            "stderr": list[Json](self.stderr),
         }
 
 
@@ -132,7 +135,7 @@ def examine(program: Program, corpus: Corpus, classes: Sequence[str] = (), progr
     try:
         answer = program.ask(HELLO)
     except NoAnswerError as error:
-        return Report(None, (), (_about_program(str(error), None),))
+        return Report(None, (), (_about_program(str(error), None, error.stderr),))
     try:
         hello = Hello.of(answer)
     except ValueError as error:
@@ -168,8 +171,8 @@ def _wrong_about_itself(hello: Hello, corpus: Corpus, classes: Sequence[str]) ->
             yield _about_program(f"does not claim the class {name}", hello.to_json())
 
 
-def _about_program(reason: str, got: Json) -> Failure:
-    return Failure("", "hello", "what the program says about itself", (), reason, None, got)
+def _about_program(reason: str, got: Json, stderr: tuple[str, ...] = ()) -> Failure:
+    return Failure("", "hello", "what the program says about itself", (), reason, None, got, stderr)
 
 
 def _wrong_answer(
@@ -182,10 +185,11 @@ def _wrong_answer(
         expectation = without_feature(operation, expectation)
     question = request(operation, expectation, corpus.adapter(vector, scratch), corpus.folder)
     answer: dict[str, Json] | None = None
+    stderr: tuple[str, ...] = ()
     try:
         answer = program.ask(question)
         reason = judge(operation, expectation, answer, corpus.folder)
     except NoAnswerError as error:
-        reason = str(error)
+        reason, stderr = str(error), error.stderr
     if reason is not None:
-        yield Failure(class_name, vector.id, vector.why, vector.rules, reason, dict(expectation), answer)
+        yield Failure(class_name, vector.id, vector.why, vector.rules, reason, dict(expectation), answer, stderr)

@@ -52,12 +52,23 @@ def judge(operation: str, expectation: Expectation, answer: Mapping[str, Json], 
     if "error" in answer:
         return f"could not answer: {_shown(answer['error'])}"
     if "rules" in expectation:
-        return _equal("the answer", expectation, answer)
+        return _rules(expectation, answer)
     if expectation.get("verdict") == "reject":
         return _equal("the answer", rejected(str(expectation["code"])), answer)
     if answer.get("verdict") != "accept":
         return f"is to be accepted; the answer is {_shown(dict(answer))}"
     return _JUDGES[operation](expectation, answer, folder)
+
+
+def _rules(expectation: Expectation, answer: Mapping[str, Json]) -> str | None:
+    """P-003: of several rules that a file breaks one is enough, and none besides."""
+    if wrong := _equal("the members of the answer", ["rules"], sorted(answer)):
+        return wrong
+    expected: Any = expectation["rules"]
+    got: Any = answer["rules"]
+    if not isinstance(got, list) or any(rule not in expected for rule in got) or bool(got) != bool(expected):
+        return f"the rules: expected {'some of ' * (len(expected) > 1)}{_shown(expected)}, got {_shown(got)}"
+    return _equal("the rules, sorted and each once", sorted(set(got)), got)
 
 
 def _read(expectation: Expectation, answer: Mapping[str, Json], folder: Path) -> str | None:

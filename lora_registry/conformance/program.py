@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Never, Self
 
 from lora_registry.adapter import Json
+from lora_registry.conformance.stderr import Tail
 from lora_registry.errors import MachineError, UsageError
 
 TIMEOUT = 10.0
@@ -25,7 +26,16 @@ _PATIENCE = 1.0  # seconds that a program has to end when its input does
 
 
 class NoAnswerError(Exception):
-    """The program did not answer as the protocol says; the message says what it did instead."""
+    """The program did not answer as the protocol says.
+
+    Args:
+        reason: what it did instead.
+        stderr: the last lines that it wrote to its standard error; none where they were shown.
+    """
+
+    def __init__(self, reason: str, stderr: tuple[str, ...] = ()) -> None:
+        super().__init__(reason)
+        self.stderr = stderr
 
 
 def split(command: str) -> list[str]:
@@ -49,12 +59,15 @@ class Program:
     Args:
         command: the program and its arguments; run without a shell.
         timeout: seconds for an answer.
+        verbose: its standard error is that of this process; otherwise the last lines are kept for when it fails.
     """
 
-    def __init__(self, command: Sequence[str], timeout: float = TIMEOUT) -> None:
+    def __init__(self, command: Sequence[str], timeout: float = TIMEOUT, *, verbose: bool = False) -> None:
         self.command = list(command)
         self._timeout = timeout
+        self._verbose = verbose
         self._process: subprocess.Popen[bytes] | None = None
+        self._tail: Tail | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -98,10 +111,15 @@ class Program:
             try:
                 # A group of its own, so that what a wrapper script started ends with it.
                 self._process = subprocess.Popen(  # noqa: S603 -- the user's own program is what is asked for
-                    self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+                    self.command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=None if self._verbose else subprocess.PIPE,
+                    start_new_session=True,
                 )
             except OSError as error:
                 raise MachineError(f"{shlex.join(self.command)}: cannot be started: {error.strerror}") from None
+            self._tail = None if self._process.stderr is None else Tail(self._process.stderr)
         return self._process
 
     def _line(self, output: int) -> bytes:
@@ -141,7 +159,7 @@ class Program:
     def _fail(self, reason: str) -> Never:
         """Whatever comes after a wrong answer belongs to no question, so that the program starts anew."""
         self._kill()
-        raise NoAnswerError(reason)
+        raise NoAnswerError(reason, () if self._tail is None else self._tail.lines())
 
     def _kill(self) -> None:
         assert self._process is not None

@@ -63,7 +63,7 @@ def test_a_wrong_program_exits_with_1_and_its_failures_are_shown(run: Run, yes: 
     passed, total = (int(number) for number in lines[1].rpartition(" ")[2].split("/"))
     assert 0 < passed < total
     assert lines[2].startswith("failed  validator ")
-    assert lines[3].startswith("        the answer: expected {'rules': ['R-")
+    assert lines[3].startswith("        the rules: expected ['R-")
     assert len([line for line in lines if line.startswith("failed")]) == 20
     assert lines[-2] == f"… and {total - passed - 20} more; --json lists them all"
     assert lines[-1] == f"{total - passed} failures"
@@ -80,7 +80,7 @@ def test_all_failures_as_json(run: Run, yes: Callable[..., str]) -> None:
     for failure in shown["failures"]:
         assert failure["got"] == {"rules": []}
         assert failure["expected"]["rules"]
-        assert failure["reason"].startswith("the answer: expected")
+        assert failure["reason"].startswith("the rules: expected")
 
 
 def test_a_program_that_claims_nothing_fails(run: Run, yes: Callable[..., str]) -> None:

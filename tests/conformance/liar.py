@@ -60,6 +60,11 @@ def misbehave(request: Answer, answer: Answer, lie: str) -> str:
     match lie:
         case "dies":
             sys.exit(3)
+        case "complains" | "complains and dies":
+            sys.stderr.write("".join(f"line {number}\n" for number in range(100_000)))
+            sys.stderr.flush()
+            if lie == "complains and dies":
+                sys.exit(3)
         case "hangs" if request["op"] == "write":
             time.sleep(600)
         case "closes its output":
@@ -125,6 +130,8 @@ WHERE_NOT = ANYWHERE | {
     ("finds nothing", "validate"): lambda answer: {"rules": []},
     ("finds more", "validate"): lambda answer: {"rules": sorted([*answer["rules"], "R-001"])},
     ("finds it twice", "validate"): lambda answer: {"rules": 2 * answer["rules"]},
+    ("finds something nameless", "validate"): lambda answer: {"rules": [35]},
+    ("finds a word", "validate"): lambda answer: {"rules": (answer["rules"] or [[]])[0]},
 }
 WHERE_ACCEPTED = ANYWHERE | {
     ("another content", "read"): lambda answer: {**answer, "content": NOWHERE},

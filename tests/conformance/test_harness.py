@@ -166,7 +166,7 @@ def told(lie: str, answers: Path, corpus: Corpus, *classes: str, timeout: float 
 def test_loreg_claims_every_class(capfd: pytest.CaptureFixture[str]) -> None:
     """The real process, asked about every vector of the specification: all right, and none left out."""
     corpus = load(find())
-    with Program(LOREG) as program:
+    with Program(LOREG, verbose=True) as program:
         report = examine(program, corpus)
     assert [failure.to_json() for failure in report.failures] == []
     assert {claim.class_name: claim.total for claim in report.claims} == {
@@ -216,9 +216,11 @@ WRONG = {
     "rejects everything": ("reader", "is to be accepted"),
     "another content": ("reader", "expected {'verdict': 'accept', 'content': 'sha256:"),
     "no root": ("reader", "the answer: expected"),
-    "finds nothing": ("validator", "got {'rules': []}"),
+    "finds nothing": ("validator", "expected ['R-035'], got []"),
     "finds more": ("validator", "'R-001'"),
-    "finds it twice": ("validator", "['R-035', 'R-035']"),
+    "finds it twice": ("validator", "sorted and each once: expected ['R-035'], got ['R-035', 'R-035']"),
+    "finds something nameless": ("validator", "expected ['R-035'], got [35]"),
+    "finds a word": ("validator", "expected ['R-035'], got 'R-035'"),
     "another byte": ("writer", "bytes differ from"),
     "a byte less": ("editor", "bytes differ from"),
     "no hexadecimal": ("writer", "the bytes are not in hexadecimal"),
@@ -289,6 +291,34 @@ def test_a_program_that_ends_before_its_input_does_not_pass(answers: Path, corpu
     assert {failure.reason for failure in report.failures} == {"ended with exit code 0"}
 
 
+def test_what_a_dying_program_said_is_kept(answers: Path, corpus: Corpus, capfd: pytest.CaptureFixture[str]) -> None:
+    """The last lines of its standard error are in the failure, however many it wrote; nothing is shown in between."""
+    report = told("complains and dies", answers, corpus, "prover")
+    assert [failure.reason for failure in report.failures] == ["ended with exit code 3"]
+    assert report.failures[0].stderr == ("line 99995", "line 99996", "line 99997", "line 99998", "line 99999")
+    assert report.to_json()["failures"][0]["stderr"][-1] == "line 99999"  # type: ignore[index, call-overload]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_program_that_cannot_say_hello_is_quoted(answers: Path, corpus: Corpus) -> None:
+    """What stands in front of a program that does not start is the reason, such as a module that is missing."""
+    with Program([sys.executable, "-c", "import no_such_module"]) as program:
+        report = examine(program, corpus)
+    assert report.failures[0].id == "hello"
+    assert report.failures[0].stderr[-1] == "ModuleNotFoundError: No module named 'no_such_module'"
+
+
+def test_what_a_program_writes_besides_is_shown_on_request(
+    answers: Path, corpus: Corpus, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A talkative program passes, in silence or not; it never waits for somebody who reads what it says."""
+    assert told("complains", answers, corpus, "prover").holds
+    assert capfd.readouterr().err == ""
+    with Program([sys.executable, "-S", str(LIAR), str(answers), "complains"], timeout=60.0, verbose=True) as program:
+        assert examine(program, corpus, ["prover"]).holds
+    assert capfd.readouterr().err.endswith("line 99999\n")
+
+
 HELLO = {
     "dies at once": "died of SIGKILL",
     "greets in words": "wrote something else than JSON: b'hello'",
@@ -354,6 +384,16 @@ def test_numbers_within_what_the_vector_allows_are_right(corpus: Corpus) -> None
     answer = {"verdict": "accept", "tensors": merged, "fingerprints": expected["merge"]["fingerprints"]}
     assert judge("merge", {**expected["merge"], "ulp": 1}, answer, corpus.folder) is None
     assert judge("merge", expected["merge"], answer, corpus.folder) is not None
+
+
+def test_one_of_several_rules_is_enough(corpus: Corpus) -> None:
+    """P-003: a validator reports at least one of the rules that a file breaks, and none that it does not break."""
+    expected = {"rules": ["R-009", "R-021"]}
+    for rules in (["R-009"], ["R-021"], ["R-009", "R-021"]):
+        assert judge("validate", expected, {"rules": rules}, corpus.folder) is None
+    for wrong in ([], ["R-021", "R-009"], ["R-009", "R-022"], ["R-009", "R-009"]):
+        assert judge("validate", expected, {"rules": wrong}, corpus.folder) is not None
+    assert judge("validate", {"rules": []}, {"rules": ["R-009"]}, corpus.folder) is not None
 
 
 def test_units_in_the_last_place() -> None:
