@@ -125,6 +125,8 @@ def _json() -> Iterator[Case]:
     draft = samples.linear()
     spaced = json.dumps(draft.document, indent="\t").replace("\n", "\r\n")
     yield "white-space", "white space in the document", rules, draft, draft.file(f" {spaced}\n ")
+    around = f"\t\r\n {canonical.encode(draft.document).decode()} \n\r\t"
+    yield "white-space-around", "white space of all kinds around the document", rules, draft, draft.file(around)
     yield "order", "members in another order", rules, draft, draft.file(_plain(draft, backwards=True))
     draft = _with(x=_nested(31, 0), y=_nested(31, []))
     yield "deep", "nesting as deep as it goes", (), draft, draft.file(" " + _plain(draft))
@@ -219,6 +221,9 @@ def _defaults() -> Iterator[Case]:
     yield "empty-kept", "everything else that is empty is kept", rules, kept, kept.file(" " + _plain(kept))
     draft = samples.full(layout=[])
     yield "layout-empty", "an empty layout is none", rules, draft, draft.file()
+    draft = samples.sparse()
+    draft.target("w")["layout"] = []
+    yield "layout-empty-sparse", "the same of a sparse target", rules, draft, draft.file()
     draft = samples.conv(2, groups=1)
     yield "groups-1", "one group is no group", rules, draft, draft.file()
     parts = [

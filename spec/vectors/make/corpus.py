@@ -14,6 +14,7 @@ import limits
 import merge_cases
 import probe_cases
 import rounding_cases
+import type_cases
 import valid
 import valid_fields
 from vector import Vector, everywhere
@@ -36,6 +37,7 @@ _TABLES = (
     edit_cases.vectors,
     merge_cases.vectors,
     rounding_cases.vectors,
+    type_cases.vectors,
     probe_cases.vectors,
 )
 

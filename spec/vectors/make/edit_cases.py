@@ -17,10 +17,17 @@ TITLE = "Answers in JSON"
 
 
 def editing(
-    name: str, why: str, draft: Draft, *, title: str = TITLE, data: bytes | None = None, refuse: bool = False
+    name: str,
+    why: str,
+    draft: Draft,
+    *,
+    title: str = TITLE,
+    data: bytes | None = None,
+    refuse: bool = False,
+    about: tuple[str, ...] = (),
 ) -> Vector:
     """A sound adapter that is given a title, or refuses one."""
-    rules = ("P-025",) if refuse else ("P-017", "P-026")
+    rules = ("P-025",) if refuse else ("P-017", *about, "P-026")
     if refuse:
         return sound(
             name,
@@ -79,6 +86,8 @@ def vectors() -> Iterator[Vector]:
     yield editing("edit-lokr", "a registered kind survives", samples.lokr(magnitude=tensor("F32", (6,))))
     several = samples.requiring(samples.linear(), "gate", "loha")
     yield editing("edit-required", "features that nothing needs stay named", several)
+    known = _with(requires={"read": ["gate"], "write": ["gate"]})
+    yield editing("edit-required-write", "an editor implements the features that it reads", known, about=("P-025",))
     for name, requires in {
         "unknown": {"write": ["com.example.signed"]},
         "second": {"read": ["gate"], "write": ["a", "z"]},

@@ -125,6 +125,9 @@ STRICT = (
     ("surrogate-name", "half of a surrogate pair in a name", beside(r'"\ud83d":1')),
     ("single-quotes", "an object as Python prints it", SOUND.replace('"', "'")),
     ("trailing-comma", "a comma after the last member", SOUND[:-1] + ",}"),
+    ("no-break-space", "space in front that JSON does not have", "\u00a0" + SOUND),
+    ("form-feed", "a form feed behind it", SOUND + "\f"),
+    ("zero-byte", "a zero byte behind it", SOUND + "\0"),
 )  # fmt: skip
 
 VERSION = (
@@ -172,6 +175,13 @@ EXTENSIONS = (
     ("upper-case", "an extension in upper case", top(extensions={"com.Example.x": {}})),
     ("underscore", "a letter that names do not have", top(extensions={"com.example.a_b": {}})),
     ("empty-label", "two full stops in a row", top(extensions={"com..example": {}})),
+    ("empty-first", "a full stop in front", top(extensions={".example": {}})),
+    ("empty-last", "a full stop behind", top(extensions={"com.example.": {}})),
+    ("full-stop", "nothing but a full stop", top(extensions={".": {}})),
+    ("one-label", "one label of all letters there are", top(extensions={"com-example-9": {}})),
+    ("space", "a line feed behind the name", top(extensions={"com.example\n": {}})),
+    ("umlaut", "a letter beyond ASCII", top(extensions={"com.ex\u00e4mple": {}})),
+    ("null-member", "an extension that is null", top(extensions={"com.example.x": None})),
     ("number", "an extension that is a number", top(extensions={"com.example.x": 1})),
     ("list", "extensions that are a list", top(extensions=[])),
     ("null", "extensions that are null", top(extensions=None)),
@@ -255,23 +265,30 @@ def no_targets() -> Iterator[tuple[str, str, bytes]]:
         yield name, why, Draft({"loreg": 1, **fields}).file()
 
 
-def strays() -> Iterator[tuple[str, str, bytes]]:
+UNSTATED = ("R-027", "R-034")
+"""What a tensor breaks that no target states: its key is of no role, and its digest stands nowhere."""
+
+
+def strays() -> Iterator[tuple[str | tuple[str, ...], str, str, bytes]]:
     """Keys and targets that do not belong to each other."""
     draft = samples.linear()
     draft.tensors["stray"] = tensor("U8", (1,))
-    yield "stray", "a tensor of no target", draft.file()
+    yield UNSTATED, "stray", "a tensor of no target", draft.file()
     draft = samples.linear()
     draft.tensors["w/C"] = tensor("F32", (1,))
-    yield "stray-role", "a tensor of a role that its target does not state", draft.file()
+    yield UNSTATED, "stray-role", "a tensor of a role that its target does not state", draft.file()
     draft = samples.linear()
     del draft.tensors["w/A"]
-    yield "absent", "a tensor that is stated and not there", draft.file()
+    yield "R-027", "absent", "a tensor that is stated and not there", draft.file()
     draft = samples.linear({"value": tensor("F32", (3, 4))})
-    del draft.target("w")["tensors"]["value"]
-    yield "unstated", "a tensor that is there and not stated", draft.file()
+    del draft.tensors["w/value"]
+    yield "R-027", "absent-optional", "a value that is stated and not there", draft.file()
+    del draft.document["targets"]["w"]["tensors"]["value"]
+    draft.tensors["w/value"] = tensor("F32", (3, 4))
+    yield UNSTATED, "unstated", "a tensor that is there and not stated", draft.file()
     draft = samples.linear()
     draft.tensors["w.A"] = draft.tensors.pop("w/A")
-    yield "separator", "a key with a full stop in place of the solidus", draft.file()
+    yield UNSTATED, "separator", "a key with a full stop in place of the solidus", draft.file()
 
 
 def empty_value() -> bytes:
@@ -283,11 +300,13 @@ def vectors() -> Iterator[Vector]:
     """All of them."""
     for rule, name, why, data in KEYS:
         yield invalid(name, rule, why, empty_value() if data is None else data)
+    for rules, name, why, data in strays():
+        yield invalid(name, rules, why, data)
     for name, why, document in STRICT:
         yield invalid(name, "R-012", why, text(document))
     tables = {
         "R-013": VERSION, "R-014": REQUIREMENTS, "R-015": FEATURES, "R-016": EXTENSIONS, "R-017": NEEDED,
-        "R-019": TOKENIZER, "R-020": tuple(no_targets()), "R-027": tuple(strays()), "R-037": DESCRIPTIONS,
+        "R-019": TOKENIZER, "R-020": tuple(no_targets()), "R-037": DESCRIPTIONS,
         "R-039": LINEAGE, "R-040": TRAINING, "R-041": VIEW,
     }  # fmt: skip
     for rule, cases in tables.items():

@@ -244,6 +244,7 @@ LENGTH = (
         "a length beyond the limit of axes",
         samples.tokens(shape=[AXIS_LENGTH, 3], rows=[AXIS_LENGTH], length=AXIS_LENGTH + 1),
     ),
+    ("rows-behind", "a row behind the length in place of the added one", samples.tokens(rows=[6], length=6)),
     ("first-missing", "the first of two added rows is not given", samples.tokens(rows=[1, 6], length=7)),
     ("billions", "a length of a million million rows, of which two are given", samples.tokens(length=10**12)),
 )
@@ -324,6 +325,16 @@ TABLES = {
 }  # fmt: skip
 
 
+BESIDES = {
+    ("R-023", "missing"): "R-024",  # a list of as many lengths as an absent layout has axes
+    ("R-032", "rank"): "R-029",  # no B has r / g columns
+    ("R-032", "zero"): "R-029",
+    ("R-033", "empty"): "R-031",  # the value of no rows breaks R-038
+    ("R-044", "rows-behind"): "R-033",
+}
+"""What a file breaks in the same step as the rule that it is about, for whoever looks."""
+
+
 def _spelled() -> Iterator[tuple[str, str, str, bytes]]:
     """Numbers that equal an integer and are none, and a record that is none."""
     yield (
@@ -376,7 +387,8 @@ def vectors() -> Iterator[Vector]:
     for rule, cases in TABLES.items():
         for name, why, draft in cases:
             if draft is not None:
-                yield invalid(name, rule, why, draft.file(), needed(draft))
+                besides = BESIDES.get((rule, name))
+                yield invalid(name, (rule, besides) if besides else rule, why, draft.file(), needed(draft))
     for rule, name, why, data in _spelled():
         yield invalid(name, rule, why, data)
     yield from _data()

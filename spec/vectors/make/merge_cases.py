@@ -33,6 +33,12 @@ def vector_of(delta: Sequence[Number], *, dtype: str = "F32", scale: Number = 1)
     return one({"delta": item}, kind="bias", layout=["out"], shape=[len(delta)], scale=scale)
 
 
+def gated(draft: Draft) -> Draft:
+    """The same with a gate."""
+    samples.requiring(draft, "gate").document["gate"] = {"tokens": [1, 2]}
+    return draft
+
+
 def marked(draft: Draft, base: Mapping[str, Tensor]) -> Draft:
     """A draft that states the fingerprints of this base."""
     result = draft.copy()
@@ -241,6 +247,20 @@ def _bases() -> Iterator[Vector]:
         ("type", "an element type that nobody knows", framed(head | unknown, plain["w"].data)),
     ):  # fmt: skip
         yield merging(f"refused-base-{name}", why, draft, plain, code="invalid-input", data=broken)
+    truncated = framed(head, plain["w"].data[:-1])
+    for name, draft in {"gate": gated(samples.bias()), "groups": samples.conv(1, groups=2)}.items():
+        why = "the adapter is judged before the base, which is broken"
+        rules = ("P-046",) if name == "gate" else ("P-006",)
+        yield merging(f"refused-{name}-first", why, draft, plain, rules=rules, code="unsupported", data=truncated)
+    draft = gated(samples.linear())
+    yield merging(
+        "refused-gate-missing",
+        "nor is the base asked for the tensor",
+        draft,
+        plain,
+        rules=("P-046",),
+        code="unsupported",
+    )
 
 
 def _fingerprints() -> Iterator[Vector]:
@@ -277,9 +297,8 @@ def _fingerprints() -> Iterator[Vector]:
 
 
 def _refused() -> Iterator[Vector]:
-    gated = samples.requiring(samples.linear(), "gate")
-    gated.document["gate"] = {"tokens": [1, 2]}
-    yield merging("refused-gate", "an adapter with a gate", gated, based(gated), rules=("P-046",), code="unsupported")
+    draft = gated(samples.linear())
+    yield merging("refused-gate", "an adapter with a gate", draft, based(draft), rules=("P-046",), code="unsupported")
     draft = samples.conv(1, groups=2)
     yield merging("refused-groups", "a grouped convolution", draft, based(draft), rules=("P-006",), code="unsupported")
     for name, why, draft, base in (

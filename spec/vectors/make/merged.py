@@ -13,6 +13,9 @@ from change import Numbers, change, places, stored
 from container import Tensor
 from floats import FLOATS
 
+REPLACING = ("full", "tokens")
+"""The kinds whose value replaces elements of the base tensor."""
+
 _BITS = 400
 """Binary places to which a root is taken before it is rounded; asserted to be enough."""
 
@@ -28,8 +31,19 @@ class Merged:
     ulp: int
 
 
+def fits(target: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Tensor) -> bool:
+    """Whether the element types go together (P-054)."""
+    floating = base.dtype in FLOATS
+    if target["kind"] not in REPLACING:
+        return floating
+    dtype = tensors["value"].dtype
+    return dtype == base.dtype or (floating and dtype in FLOATS)
+
+
 def merge(target: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Tensor) -> Merged | None:
-    """W' in the element type of the base; None where it is not finite although W is (P-016)."""
+    """W' in the element type of the base; None where types do not fit (P-054), or it is not finite (P-016)."""
+    if not fits(target, tensors, base):
+        return None
     kind = target["kind"]
     if kind == "full":
         return _rounded(base, base.shape, tensors["value"].values, 0)
@@ -47,7 +61,7 @@ def merge(target: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Tensor
     if kind == "sparse":  # an element without a change keeps its bits, a negative zero too
         touched = {int(position) for position in tensors["index"].values}
         result = [value if index in touched else base.values[index] for index, value in enumerate(result)]
-    return _rounded(base, base.shape, result, _ulp(base.dtype, exact=exact))
+    return _rounded(base, base.shape, result, _ulp(base.dtype, exact=exact), weight)
 
 
 def _ulp(dtype: str, *, exact: bool) -> int:
@@ -63,12 +77,16 @@ def _rows(target: Mapping[str, Any], value: Tensor, base: Tensor) -> Merged | No
     return _rounded(base, (len(result) // width, width), result, 0)
 
 
-def _rounded(base: Tensor, shape: tuple[int, ...], values: list[Any], ulp: int) -> Merged | None:
+def _rounded(
+    base: Tensor, shape: tuple[int, ...], values: list[Any], ulp: int, weight: Tensor | None = None
+) -> Merged | None:
+    """These numbers in the element type of the base; W is ``weight`` where a value stands for it (P-016)."""
     if base.dtype not in FLOATS:
         return Merged(Tensor(base.dtype, shape, floats.encode(base.dtype, values)), ulp)
     bits = [floats.rounded(base.dtype, value) for value in values]
-    before = [*map(isfinite, base.values), *(True for _ in range(len(values) - len(base.values)))]
-    if any(was and not floats.is_finite(base.dtype, is_) for was, is_ in zip(before, bits, strict=True)):
+    was = [*map(isfinite, (weight or base).values)]
+    before = [*was, *(True for _ in range(len(values) - len(was)))]  # added rows have no W
+    if any(finite and not floats.is_finite(base.dtype, word) for finite, word in zip(before, bits, strict=True)):
         return None
     size = floats.size_of(base.dtype)
     return Merged(Tensor(base.dtype, shape, b"".join(word.to_bytes(size, "little") for word in bits)), ulp)

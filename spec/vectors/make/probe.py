@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from fractions import Fraction
+from math import isfinite
 from typing import Any
 
 import identity
 from change import CHANGES, Matrix, Numbers, change
 from container import Tensor
 from draft import Draft
+from vector import refused
 
 COUNT = 8
 TOLERANCE = Fraction(1, 2**30)
@@ -61,8 +63,22 @@ def numbers_of(matrix: Matrix) -> list[Fraction]:
     return result
 
 
+def expectation(draft: Draft) -> dict[str, Any]:
+    """What is expected of a prover: a certificate, or the refusal of numbers that binary64 does not hold."""
+    if not all(isfinite(value) for item in draft.tensors.values() for value in item.values):
+        return refused("invalid-input")
+    try:
+        return certificate(draft)
+    except OverflowError:
+        return refused("invalid-input")
+
+
 def certificate(draft: Draft) -> dict[str, Any]:
-    """What is expected of a prover: the exact numbers as the nearest binary64, and what P-051 allows around them."""
+    """The exact numbers as the nearest binary64, and what P-051 allows around them.
+
+    Raises:
+        OverflowError: one of them is beyond binary64.
+    """
     names = draft.document["targets"]
     return {
         "targets": {

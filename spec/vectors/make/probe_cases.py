@@ -8,6 +8,7 @@ import probe
 import samples
 from container import Tensor, tensor
 from draft import Draft, adapter, one
+from merge_cases import INF, NAN
 from samples import IN_OUT
 from vector import Vector, sound
 
@@ -102,9 +103,36 @@ def drafts() -> Iterator[tuple[str, str, Draft]]:
     yield "sparse-no-axis", "an element of a tensor without axes", samples.sparse((0,), ())
 
 
+def refusals() -> Iterator[tuple[str, str, Draft]]:
+    """Numbers that binary64 does not hold, in whichever order they are computed."""
+    for name, value in (("nan", NAN), ("infinity", INF)):
+        yield (
+            f"refused-{name}",
+            "an element that is not finite",
+            samples.linear({"A": tensor("F16", (2, 4), [value] * 8)}),
+        )
+        item = tensor("F32", (3,), [1, value, 1])
+        yield f"refused-{name}-delta", "the same of a bias", vector_of(item)
+        yield f"refused-{name}-value", "the same of a value", samples.full(item)
+        yield f"refused-{name}-magnitude", "the same of a magnitude", samples.linear({"magnitude": item})
+    large = {"A": tensor("F64", (1, 1), [1e200]), "B": tensor("F64", (1, 1), [1e200])}
+    yield "refused-product", "a product beyond binary64", samples.linear(large, shape=[1, 1], scale=1)
+    wide = {"A": tensor("F64", (1, 1), [1e200]), "B": tensor("F64", (1, 1), [1])}
+    yield "refused-scale", "a scale that leads beyond binary64", samples.linear(wide, shape=[1, 1], scale=1e200)
+    top = 1.7976931348623157e308
+    yield "refused-sum", "a sum beyond binary64", samples.full(tensor("F64", (8,), [top] * 8))
+
+
+def vector_of(item: Tensor) -> Draft:
+    """A bias with this change."""
+    draft = samples.bias()
+    draft.put("w", "delta", item)
+    return draft
+
+
 def vectors() -> Iterator[Vector]:
     """All of them."""
-    for table in (forms, drafts):
+    for table in (forms, drafts, refusals):
         for name, why, draft in table():
             rules = ("P-045", "P-051") if "initial" in draft.document["targets"].get("w", {}) else ("P-051",)
-            yield sound(name, why, draft, folder="probe", rules=rules, probe=probe.certificate(draft))
+            yield sound(name, why, draft, folder="probe", rules=rules, probe=probe.expectation(draft))

@@ -22,6 +22,7 @@ def vectors() -> Iterator[Vector]:
         yield from _largest(dtype)
     yield from _binary32()
     yield from _not_finite()
+    yield from _values()
 
 
 def _ties(dtype: str) -> Vector:
@@ -81,6 +82,8 @@ def _not_finite() -> Iterator[Vector]:
     yield merging("infinite-base", "what is infinite in the base stays so", draft, base, rules=("P-016",))
     infinities = one({"value": tensor("F16", (2,), [INF, 1])}, kind="full", shape=[2])
     rows = one({"value": tensor("F32", (1, 2), [NAN, 1])}, kind="tokens", layout=samples.IN_OUT, shape=[2, 2], rows=[1])
+    added = samples.tokens(rows=[5], length=6)
+    added.put("w", "value", tensor("F32", (1, 3), [1, NAN, 1]))
     cases = (
         ("nan-delta", "NaN in a change", vector_of([1, NAN])),
         ("infinite-delta", "an infinity in a change", vector_of([1, -INF])),
@@ -88,6 +91,48 @@ def _not_finite() -> Iterator[Vector]:
         ("nan-magnitude", "NaN in a magnitude", samples.linear({"magnitude": tensor("F32", (3,), [1, NAN, 1])})),
         ("infinite-value", "an infinity in a value", infinities),
         ("nan-row", "NaN in a row", rows),
+        ("nan-added-row", "NaN in a row that the base does not have", added),
     )
     for name, why, item in cases:
         yield merging(f"refused-{name}", why, item, based(item), rules=("P-016",), code="invalid-input")
+
+
+def _values() -> Iterator[Vector]:
+    """Values: in place of W where there are factors, and otherwise beside it."""
+    rules = ("P-016",)
+    infinite = samples.linear({"value": tensor("F16", (3, 4), [INF, -INF, *range(10)])})
+    yield merging(
+        "value-infinite", "what is infinite in the value that stands for W", infinite, based(infinite), rules=rules
+    )
+    stacked = samples.experts({"value": tensor("F32", (2, 3, 4), [*range(23), -INF])})
+    yield merging("value-infinite-experts", "the same of experts", stacked, based(stacked, "BF16"), rules=rules)
+    nan = samples.linear({"value": tensor("F32", (3, 4)), "A": tensor("F32", (2, 4), [NAN] * 8)})
+    base = based(nan, "F32", [NAN] * 12)
+    why = "NaN in a factor, where the base is NaN and the value that stands for it is not"
+    yield merging("refused-value-nan-factor", why, nan, base, rules=rules, code="invalid-input")
+    beyond = samples.linear({"value": tensor("F32", (3, 4), [1 << 17] * 12)})
+    base = based(beyond, "F16", [INF] * 12)
+    why = "a value beyond the base's type, where the base is infinite and the value is not"
+    yield merging("refused-value-beyond", why, beyond, base, rules=rules)
+    large = samples.full(tensor("F32", (2,), [1 << 17, 1]))
+    why = "a full value beyond the base's type, where the base is infinite"
+    yield merging("full-beyond-infinite", why, large, based(large, "F16", [INF, 2]), rules=rules)
+    for dtype in ("F16", "F8_E4M3", "F8_E5M2"):
+        why = f"a full value beyond {dtype}"
+        yield merging(f"refused-full-beyond-{dtype}", why, large, based(large, dtype), rules=rules)
+    grown = samples.tokens(rows=[5], length=6)
+    grown.put("w", "value", tensor("F32", (1, 3), [1, 1 << 17, 1]))
+    why = "an added row beyond the base's type"
+    yield merging("refused-added-beyond", why, grown, based(grown, "F16"), rules=rules)
+    grown = samples.tokens(rows=[5], length=6)
+    base = based(grown, "F32", [INF, *range(14)])
+    yield merging("infinite-row-kept", "what is infinite stays so in a table that grows", grown, base, rules=rules)
+    for name, why, row in (
+        ("0", "an infinity in place of an infinity", 0),
+        ("1", "an infinity in place of a number", 1),
+    ):
+        rows = one(
+            {"value": tensor("F32", (1, 2), [INF, 1])}, kind="tokens", layout=samples.IN_OUT, shape=[2, 2], rows=[row]
+        )
+        base = {"w": tensor("F32", (2, 2), [INF, 1, 2, 3])}
+        yield merging(f"{'refused-' if row else ''}infinite-row-{name}", why, rows, base, rules=rules)

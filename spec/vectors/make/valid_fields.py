@@ -99,6 +99,7 @@ def _features() -> Iterator[tuple[str, str, Draft]]:
     extension = {"com.example.evaluation": {"accuracy": 0.75, "per": {"task": [1, None]}}, "io.a-1": {}}
     yield "extension", "an extension that a reader ignores", _with(extensions=extension)
     yield "extension-digits", "an extension whose name has digits and hyphens", _with(extensions={"io.a-1.x9": {}})
+    yield "extension-hyphens", "labels of hyphens and digits alone", _with(extensions={"-.9": {}})
     named = _with(samples.requiring(samples.linear(), "gate"), extensions={"com.example.x": {"a": 1}})
     yield "extension-unnamed", "an extension that is not required is no part of the content", named
 
