@@ -39,8 +39,8 @@ def compare(one: str, other: str, targets: bool, dense: bool, registry_home: str
     """Say how alike the changes of two adapters are, and where they get into each other's way.
 
     cosine: of the two changes as vectors. outputs, inputs: how much of the space that one acts on, or reads, the other
-    does too (1: all). conflict: share of the elements with opposite signs. cancelled: share of both that is gone in
-    their sum; unrelated changes of one size lose 0.29.
+    does too; 1 is all of it, and unrelated adapters share rank/width. conflict: share of the elements with opposite
+    signs. cancelled: share of both that is gone in their sum; unrelated adapters of one size lose 0.29.
     """
     from lora_registry.ops.agreement import TOLERANCE, agree, unseen, with_names_of
     from lora_registry.ops.probe import certify
@@ -86,7 +86,7 @@ def _print(found: Comparison, verdict: str, *, each: bool) -> None:
         for line in draw({one.target: one.cancelled for one in found.targets}):
             click.echo(printable(line))
         click.echo()
-    both = f"{plural(len(found.targets), 'target')}, cosine {found.cosine:.4f}" if found.targets else None
+    both = f"{plural(len(found.targets), 'target')}, cosine {found.cosine:z.4f}" if found.targets else None
     first, second = (listed(names) if names else None for names in found.only)
     print_fields([("probe", verdict), ("both change", both), ("only the first", first), ("only the second", second)])
     print_notes(found.notes)
@@ -101,4 +101,4 @@ def _figures(group: Sequence[Similarity]) -> list[str]:
         sum(figure) / len(group)
         for figure in zip(*((one.outputs, one.inputs, one.conflict, one.cancelled) for one in group), strict=True)
     )
-    return [f"{number:.3f}" for number in (cosine(sum(one.inner for one in group), *sizes), *means)]
+    return [f"{number:z.3f}" for number in (cosine(sum(one.inner for one in group), *sizes), *means)]

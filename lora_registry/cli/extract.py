@@ -20,10 +20,10 @@ from lora_registry.cli._command import command, json_option
 from lora_registry.cli._output import print_fields, print_json
 from lora_registry.cli._progress import progress
 from lora_registry.cli._texts import LICENSE, NAME
-from lora_registry.text import plural, printable
+from lora_registry.text import listed, plural, printable
 
 if TYPE_CHECKING:
-    from lora_registry.ops.extract import Extracted
+    from lora_registry.ops.extract import Extraction
 
 
 @command(
@@ -74,25 +74,30 @@ def extract(
     asked, about = Truncation(rank, energy), Base(name=base_name, license=base_license)
     first, second = open_base(base), open_base(tuned)
     with progress("extracting", unit="tensors", quiet=as_json) as advance:
-        made, records = extracted(first, second, asked, dtype=dtype, full=full, about=about, progress=advance)
+        found = extracted(first, second, asked, dtype=dtype, full=full, about=about, progress=advance)
+    made = found.adapter
     write_adapter(made, output, overwrite=overwrite)
     content = str(content_digest(made))
     if as_json:
-        print_json({"path": str(output), "content": content, "targets": [record.to_json() for record in records]})
+        records = [record.to_json() for record in found.targets]
+        print_json({"path": str(output), "content": content, "targets": records, "rounding": list(found.rounding)})
         return
-    print_certificates([record.certificate for record in records])
+    print_certificates([record.certificate for record in found.targets])
     click.echo(f"wrote {printable(str(output))}")
     print_fields([("content", content), ("targets", plural(len(made), "target")), ("ranks", ranks(made))])
-    print_notes(_noise(records))
+    print_notes(_noise(found))
 
 
-def _noise(records: tuple[Extracted, ...]) -> list[str]:
+def _noise(found: Extraction) -> list[str]:
     """What the rounding of the checkpoint accounts for, where it is worth a line: from one percent of a change on."""
-    loudest = max(records, key=lambda record: record.noise, default=None)
+    left_out = f"{listed(found.rounding)}: no more than the rounding of the tuned checkpoint; left out"
+    notes = [left_out] if found.rounding else []
+    loudest = max(found.targets, key=lambda record: record.noise, default=None)
     if loudest is None or loudest.noise < 0.01:
-        return []
+        return notes
     alone, error = percent(min(1.0, loudest.noise)), percent(loudest.certificate.truncation)
     name = loudest.certificate.target
     return [
-        f"{name}: the rounding of the tuned checkpoint alone is {alone} of the difference, and the error is {error}"
+        *notes,
+        f"{name}: the rounding of the tuned checkpoint alone is {alone} of the difference, and the error is {error}",
     ]

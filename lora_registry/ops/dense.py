@@ -33,11 +33,13 @@ class Approximation:
         matrix: the approximation.
         norm: ‖M‖ of the dense one, Frobenius.
         error: ‖M - matrix‖, Frobenius, measured.
+        largest: σ₁, the largest singular value.
     """
 
     matrix: LowRank
     norm: float
     error: float
+    largest: float
 
 
 def approximate(matrix: Array, truncation: Truncation, *, floor: float = 0.0) -> Approximation:
@@ -51,7 +53,7 @@ def approximate(matrix: Array, truncation: Truncation, *, floor: float = 0.0) ->
     total = sum(float(np.sum(block.astype(np.float64) ** 2)) for block in _row_blocks(matrix))
     found, rank = _enough(matrix, truncation, total, floor)
     kept = found.truncated(rank)
-    return Approximation(kept, sqrt(total), _distance(matrix, kept))
+    return Approximation(kept, sqrt(total), _distance(matrix, kept), float(found.values[0]))
 
 
 def _enough(matrix: Array, truncation: Truncation, total: float, floor: float) -> tuple[Svd, int]:

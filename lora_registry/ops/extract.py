@@ -51,6 +51,21 @@ class Extracted:
         return {**self.certificate.to_json(), "noise": self.noise}
 
 
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """What was found between two checkpoints.
+
+    Attributes:
+        adapter: what makes the tuned one out of the base.
+        targets: a record for each target that is a change.
+        rounding: names of matrices that differ by no more than the rounding of the tuned checkpoint, and are left out.
+    """
+
+    adapter: Adapter
+    targets: tuple[Extracted, ...]
+    rounding: tuple[str, ...]
+
+
 def extract(
     base: BaseModel,
     tuned: BaseModel,
@@ -60,7 +75,7 @@ def extract(
     full: bool = False,
     about: Base | None = None,
     progress: Progress | None = None,
-) -> tuple[Adapter, tuple[Extracted, ...]]:
+) -> Extraction:
     """The adapter that makes ``tuned`` out of ``base``.
 
     A matrix that differs becomes a linear target, or an embedding one by its name. It is taken as (out, in) where it
@@ -74,9 +89,6 @@ def extract(
         full: whole values for what is no matrix of floats, or has another shape, and changes of biases.
         about: the base as people call it.
         progress: called with the tensors that are done, and with all.
-
-    Returns:
-        The adapter, and a record for each target that is a change.
 
     Raises:
         UsageError: no element type of factors.
@@ -95,21 +107,34 @@ def extract(
             "the values"
         )
     counted = Counted(progress, len(matrices) + len(others))
-    targets, records = [], []
-    for name in (*matrices, *others):
-        made = _matrix(name, pair, truncation, dtype) if name not in others else _other(name, pair, dtype)
-        if made is not None:
+    targets, records, rounding = [], [], []
+    for name in matrices:
+        difference = pair.difference(name)
+        if not difference.any():
+            pass
+        elif (made := _matrix(name, difference, pair, truncation, dtype)) is None:
+            rounding.append(name)
+        else:
             targets.append(made[0])
-            records += [made[1]] if made[1] is not None else []
+            records.append(made[1])
+        counted.advance(1)
+    for name in others:
+        target, record = _other(name, pair, dtype)
+        targets.append(target)
+        records += [] if record is None else [record]
         counted.advance(1)
     if not targets:
-        raise InvalidInputError("the two checkpoints hold the same values: there is nothing to extract")
+        raise InvalidInputError(
+            "there is nothing to extract: the two checkpoints hold the same values"
+            + (f", but for the rounding of {listed(rounding)}" if rounding else "")
+        )
     lineage: dict[str, Json] = {
         "operation": "extract",
         "parameters": {**truncation.to_json(), "dtype": dtype, "full": full},
         "parents": [],
     }
-    return Adapter(targets=tuple(targets), base=about or Base(), lineage=lineage), tuple(records)
+    adapter = Adapter(targets=tuple(targets), base=about or Base(), lineage=lineage)
+    return Extraction(adapter, tuple(records), tuple(rounding))
 
 
 class _Pair:
@@ -159,13 +184,15 @@ class _Pair:
         return replace(target, fingerprint=target_fingerprint(target, self.base.array(target.name)))
 
 
-def _matrix(name: str, pair: _Pair, truncation: Truncation, dtype: str) -> tuple[Target, Extracted] | None:
-    """A low-rank target; None where the two hold the same."""
-    difference = pair.difference(name)
-    if not difference.any():
-        return None
+def _matrix(
+    name: str, difference: Array, pair: _Pair, truncation: Truncation, dtype: str
+) -> tuple[Target, Extracted] | None:
+    """A low-rank target; None where no direction stands above the rounding."""
     noise = rounding_noise(pair.tuned.array(name))
-    found = approximate(difference, truncation, floor=0.0 if truncation else _MARGIN * noise.largest)
+    floor = _MARGIN * noise.largest
+    found = approximate(difference, truncation, floor=0.0 if truncation else floor)
+    if found.largest <= floor:
+        return None
     if not truncation and found.matrix.rank * sum(difference.shape) >= difference.size:
         raise UnsupportedError(
             f"{name}: {found.matrix.rank} directions of its change stand above the rounding, which is more than the "

@@ -9,14 +9,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lora_registry.adapter import Base, Kind
+from lora_registry.adapter import Adapter, Base, Kind
 from lora_registry.errors import InvalidInputError, UnsupportedError, UsageError
 from lora_registry.format.writer import encode_adapter
 from lora_registry.ops import dense as dense_module
 from lora_registry.ops.arrays import dtype_name
 from lora_registry.ops.change import delta, merged
 from lora_registry.ops.dense import approximate
-from lora_registry.ops.extract import extract
+from lora_registry.ops.extract import Extracted, extract
 from lora_registry.ops.fingerprint import fingerprint
 from lora_registry.ops.noise import rounding_noise
 from lora_registry.ops.truncation import Truncation
@@ -53,12 +53,19 @@ def low_rank(rank: int, rows: int, columns: int, size: float = 0.01) -> Array:
     return RANDOM.standard_normal((rows, rank)) @ RANDOM.standard_normal((rank, columns)) * size
 
 
+def extracted(*arguments: Any, **options: Any) -> tuple[Adapter, tuple[Extracted, ...]]:
+    """The adapter and the records, where nothing was left out."""
+    found = extract(*arguments, **options)
+    assert found.rounding == ()
+    return found.adapter, found.targets
+
+
 def test_a_merged_lora_comes_out_at_its_rank() -> None:
     """In float32 the rank is exact without being asked for; untouched tensors are no targets; the base is stated."""
     base = {"q.weight": weights(60, 50), "k.weight": weights(40, 50), "norm.weight": weights(50)}
     change = low_rank(5, 60, 50)
     tuned = {**base, "q.weight": (base["q.weight"] + change).astype(np.float32)}
-    made, [record] = extract(Model(base), Model(tuned), Truncation(), about=Base(name="example/base"))
+    made, [record] = extracted(Model(base), Model(tuned), Truncation(), about=Base(name="example/base"))
     [target] = made.targets
     assert (target.name, target.kind, target.rank, target.scale) == ("q.weight", Kind.LINEAR, 5, 1.0)
     assert target.fingerprint == fingerprint(base["q.weight"])
@@ -74,7 +81,7 @@ def test_the_error_of_a_bfloat16_checkpoint_is_its_rounding() -> None:
     base = weights(400, 300, dtype=ml_dtypes.bfloat16)
     change = low_rank(4, 400, 300, 0.0005)
     tuned = (base.astype(np.float64) + change).astype(ml_dtypes.bfloat16)
-    made, [record] = extract(Model({"w": base}), Model({"w": tuned}), Truncation())
+    made, [record] = extracted(Model({"w": base}), Model({"w": tuned}), Truncation())
     [target] = made.targets
     assert target.rank == 4
     assert record.noise > 0.01
@@ -83,11 +90,26 @@ def test_the_error_of_a_bfloat16_checkpoint_is_its_rounding() -> None:
     assert np.linalg.norm(delta(target) - change) / np.linalg.norm(change) < 0.3 * record.noise
 
 
+@pytest.mark.parametrize("truncation", [Truncation(), Truncation(rank=3)], ids=["noise", "rank"])
+def test_a_matrix_that_was_only_rounded_is_no_target_and_is_named(truncation: Truncation) -> None:
+    """A float32 base and a bfloat16 checkpoint differ everywhere; only the trained matrix was changed."""
+    base = {"trained": weights(90, 80), "table": weights(200, 80)}
+    change = low_rank(3, 90, 80)
+    tuned = {"trained": (base["trained"] + change).astype(ml_dtypes.bfloat16)}
+    tuned["table"] = base["table"].astype(ml_dtypes.bfloat16)
+    found = extract(Model(base), Model(tuned), truncation)
+    assert found.rounding == ("table",)
+    assert [(target.name, target.rank) for target in found.adapter] == [("trained", 3)]
+    del base["trained"], tuned["trained"]
+    with pytest.raises(InvalidInputError, match="but for the rounding of table"):
+        extract(Model(base), Model(tuned), truncation)
+
+
 @pytest.mark.parametrize("truncation", [Truncation(rank=3), Truncation(energy=0.7)], ids=["rank", "energy"])
 def test_the_error_is_that_of_the_dense_difference(truncation: Truncation) -> None:
     """Measured on the matrix, and no worse than the best."""
     base, tuned = weights(50, 40), weights(50, 40)
-    made, [record] = extract(Model({"w": base}), Model({"w": tuned}), truncation, dtype="F64")
+    made, [record] = extracted(Model({"w": base}), Model({"w": tuned}), truncation, dtype="F64")
     difference = (tuned - base).astype(np.float64)
     left = np.linalg.norm(difference - delta(made.targets[0])) / np.linalg.norm(difference)
     values = np.linalg.svd(difference, compute_uv=False)
@@ -103,7 +125,7 @@ def test_tables_become_embeddings_and_the_merge_gives_the_checkpoint_back() -> N
     name = "model.embed_tokens.weight"
     base = {name: weights(30, 8)}
     tuned = {name: (base[name] + low_rank(2, 30, 8)).astype(np.float32)}
-    made, _ = extract(Model(base), Model(tuned), Truncation())
+    made, _ = extracted(Model(base), Model(tuned), Truncation())
     [target] = made.targets
     assert (target.kind, target.layout, target.rank) == (Kind.EMBEDDING, ("in", "out"), 2)
     assert np.allclose(merged(target, base[name]), tuned[name], atol=1e-8)
@@ -128,7 +150,7 @@ def test_what_is_no_matrix_is_refused_by_name_or_taken_whole(name: str) -> None:
     tuned = {"same": np.ones(2, np.float32), name: after}
     with pytest.raises(UnsupportedError, match=f"{name}: what differs is no matrix"):
         extract(Model(base), Model(tuned), Truncation())
-    made, records = extract(Model(base), Model(tuned), Truncation(), full=True)
+    made, records = extracted(Model(base), Model(tuned), Truncation(), full=True)
     [target] = made.targets
     assert target.kind is (Kind.BIAS if name == "q.bias" else Kind.FULL)
     assert len(records) == (1 if name == "q.bias" else 0)
@@ -142,7 +164,7 @@ def test_a_head_that_is_stored_once_is_not_missing() -> None:
     base = {"w": weights(4, 4), "lm_head.weight": weights(4, 4), "embed.weight": weights(4, 4)}
     tuned = {"w": weights(4, 4), "embed.weight": base["embed.weight"]}
     ties = {"lm_head.weight": "embed.weight"}
-    made, _ = extract(Model(base, ties), Model(tuned, ties), Truncation(rank=1))
+    made, _ = extracted(Model(base, ties), Model(tuned, ties), Truncation(rank=1))
     assert [target.name for target in made] == ["w"]
     with pytest.raises(InvalidInputError, match=r"lacks lm_head\.weight"):
         extract(Model(base), Model(tuned), Truncation(rank=1))
