@@ -206,7 +206,7 @@ def base_folder(folder: Path, shape: tuple[int, int]) -> Path:
 
 
 def test_a_wrong_base_is_refused_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
-    """Shapes that do not fit name the target and both shapes."""
+    """Shapes that do not fit name the target and both shapes (P-035)."""
     adapter = native(tmp_path / "a.loreg.safetensors")
     result = run("merge", adapter, "--base", base_folder(tmp_path / "base", (5, 4)), "-o", tmp_path / "merged")
     assert result.exit_code == 8, result.output
@@ -274,7 +274,10 @@ def test_terminal_escapes_in_names_are_shown_not_sent(run: Run, tmp_path: Path) 
 
 @pytest.mark.parametrize("letter", ["\x1b", "\x7f", "\x9b", "\u202e", "\U000e0041"])
 def test_nothing_that_hides_reaches_a_terminal(run: Run, tmp_path: Path, letter: str) -> None:
-    """Controls and overrides in metadata and in file names are escaped in every output; JSON keeps their meaning."""
+    """Controls and overrides in metadata and in file names are escaped in every output; JSON keeps their meaning.
+
+    P-036.
+    """
     path = native(tmp_path / f"a{letter}.safetensors")
     outputs = [
         run("push", path, "a:1", "--title", f"title{letter}", "--json"),

@@ -143,7 +143,7 @@ def test_many_differences_are_counted(run: Run, native: Callable[..., Path]) -> 
 
 
 def test_bytes_that_are_not_the_stated_ones_have_no_certificate(run: Run, native: Callable[..., Path]) -> None:
-    """A flipped bit is exit 7 and one line, not eight other numbers."""
+    """A flipped bit is exit 7 and one line, not eight other numbers (P-002)."""
     path = native("one", adapter())
     data = bytearray(path.read_bytes())
     data[-1] ^= 1

@@ -164,7 +164,7 @@ def told(lie: str, answers: Path, corpus: Corpus, *classes: str, timeout: float 
 
 
 def test_loreg_claims_every_class(capfd: pytest.CaptureFixture[str]) -> None:
-    """The real process, asked about every vector of the specification: all right, and none left out."""
+    """The real process, asked about every vector of the specification: all right, and none left out (P-041)."""
     corpus = load(find())
     with Program(LOREG, verbose=True) as program:
         report = examine(program, corpus)

@@ -162,7 +162,7 @@ def test_broken_configs_are_invalid(saved: Path, text: str, reason: str) -> None
 
 
 def test_local_paths_in_other_fields_are_not_recorded(saved: Path, edit: Edit) -> None:
-    """A path hidden in a sub-config is dropped with its field."""
+    """A path hidden in a sub-config is dropped with its field (P-039)."""
     edit(saved, eva_config={"cache": "/home/jo/eva"})
     adapter, report = converter.read(saved)
     assert [entry.subject for entry in report.losses] == ["eva_config"]

@@ -37,7 +37,7 @@ def layers(wrapped: PeftModel) -> dict[str, LoraLayer]:
 
 
 def test_change_is_what_peft_computes(case: tuple[PeftModel, Path], delta: Callable[[Target], np.ndarray]) -> None:
-    """For every target, shape, layout, scale and s·B·A equal those of PEFT's layer, computed in float64."""
+    """For every target, shape, layout, scale and s·B·A equal those of PEFT's layer, computed in float64 (P-033)."""
     wrapped, folder = case
     adapter, _ = converter.read(folder)
     expected = layers(wrapped)

@@ -100,7 +100,7 @@ def test_written_files_are_deterministic(saved: Path, tmp_path: Path) -> None:
 
 
 def test_what_peft_has_no_place_for_is_reported(saved: Path, tmp_path: Path) -> None:
-    """Title, license and fingerprints are losses, by name."""
+    """Title, license and fingerprints are losses, by name (P-032)."""
     adapter, _ = converter.read(saved)
     titled = replace(adapter, info={"title": "x"}, base=replace(adapter.base, license="MIT"))
     report = converter.write(titled, tmp_path / "out")
@@ -199,7 +199,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_peft_cannot_hold_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    """Each refusal names the target and the reason, and leaves nothing behind."""
+    """Each refusal names the target and the reason, and leaves nothing behind (P-032)."""
     targets, reason = REFUSED[name]
     with pytest.raises(UnsupportedError, match=reason):
         converter.write(Adapter(targets=targets), tmp_path / "out")

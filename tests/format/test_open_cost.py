@@ -25,7 +25,10 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="loo
 @on_linux
 @pytest.mark.parametrize("make", [every_linear, new_head])
 def test_a_gigabyte_is_validated_from_less_than_a_mebibyte(make: Callable[[], Adapter], tmp_path: Path) -> None:
-    """Every rule that needs no data is checked, and the content digest taken, from the header and one file object."""
+    """Every rule that needs no data is checked, and the content digest taken, from the header and one file object.
+
+    P-030.
+    """
     adapter = make()
     path = write_native(adapter, tmp_path / f"large{SUFFIX}")
     assert path.stat().st_size > GIGABYTE

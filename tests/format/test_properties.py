@@ -297,7 +297,7 @@ def test_any_document_is_refused(folder: Path, document: dict[str, Any]) -> None
 @effort(60)
 @given(adapter=adapters(), data=st.data())
 def test_the_writer_refuses_what_the_reader_refuses(folder: Path, adapter: Adapter, data: st.DataObject) -> None:
-    """An adapter with one field spoiled is refused by the writer, with findings, or it is still sound."""
+    """An adapter with one field spoiled is refused by the writer, with findings, or it is still sound (P-005)."""
     target = data.draw(st.sampled_from(adapter.targets))
     edit = data.draw(st.sampled_from(sorted(TARGET_EDITS)))
     spoiled = tuple(TARGET_EDITS[edit](each) if each is target else each for each in adapter)

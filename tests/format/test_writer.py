@@ -120,7 +120,7 @@ def test_nothing_under_the_name_until_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failure", [RuntimeError("bug"), KeyboardInterrupt(), InvalidInputError("bad")])
 def test_failure_leaves_nothing(failure: BaseException, tmp_path: Path) -> None:
-    """Whatever goes wrong halfway, no file is left, and the error is the one that was raised."""
+    """Whatever goes wrong halfway, no file is left, and the error is the one that was raised (P-031)."""
     with pytest.raises(type(failure)) as caught:  # noqa: PT012, SIM117  (what raises is the block)
         with atomic_write(tmp_path / "a") as stream:
             stream.write(bytes(1 << 16))
@@ -130,7 +130,7 @@ def test_failure_leaves_nothing(failure: BaseException, tmp_path: Path) -> None:
 
 
 def test_kill_leaves_no_file_under_the_name(tmp_path: Path) -> None:
-    """A process that dies without a word leaves the name free."""
+    """A process that dies without a word leaves the name free (P-031)."""
     program = (
         "import os, sys; from pathlib import Path; from lora_registry.format.files import atomic_write\n"
         "with atomic_write(Path(sys.argv[1])) as stream:\n"

@@ -148,7 +148,10 @@ def grown() -> Adapter:
 def test_what_no_merge_can_hold_is_refused_everywhere(
     adapter: Adapter, message: str, tiny_dir: Folders, tmp_path: Path
 ) -> None:
-    """A gate, and rows behind the base's: by name, in a folder, a file, ONNX, beside the weights and in the proof."""
+    """A gate, and rows behind the base's: by name, in a folder, a file, ONNX, beside the weights and in the proof.
+
+    P-042, P-046, P-047.
+    """
     write_adapter(adapter, tmp_path / "a.loreg.safetensors")
     adapter = read_adapter(tmp_path / "a.loreg.safetensors")
     folder, module = tiny_dir("llama-untied"), tiny_models.MODELS["llama-untied"]()

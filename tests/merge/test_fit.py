@@ -87,7 +87,7 @@ def test_close_names_are_suggested(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["add", "drop"])
 def test_one_prefix_may_differ(prefix: str, tmp_path: Path) -> None:
-    """Adapters of a bare encoder fit the model around it, and the other way round; the receipt says so."""
+    """Adapters of a bare encoder fit the model around it, and the other way round; the receipt says so (P-013)."""
     inner, outer = "encoder.q.weight", "bert.encoder.q.weight"
     stored, wanted = (outer, inner) if prefix == "add" else (inner, outer)
     path = base_of(tmp_path, **{stored.replace(".", "__"): np.zeros((4, 3), np.float32)})

@@ -163,7 +163,7 @@ def test_a_single_file_gives_a_single_file(peft_merge, tiny_dir, tmp_path: Path)
 
 
 def test_rounding_losses_are_told(peft_merge, tiny_dir, tmp_path: Path) -> None:
-    """A change far below the grid of bfloat16 is reported as lost, with what to do about it."""
+    """A change far below the grid of bfloat16 is reported as lost, with what to do about it (P-018)."""
     adapter, _ = peft_merge("llama-untied", LoraConfig(r=2, lora_alpha=0.002, target_modules=["q_proj"]))
     receipt = merge_checkpoint(adapter, tiny_dir("llama-untied"), tmp_path / "out", dtype="BF16")
     assert "lost in BF16" in receipt.warnings[0]

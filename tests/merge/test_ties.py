@@ -58,7 +58,7 @@ def logits(model: torch.nn.Module) -> np.ndarray:
 def test_untie_means_what_the_unmerged_adapter_means(
     side: str, tiny_dir: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The merged model, loaded by transformers, computes what PEFT computes without merging."""
+    """The merged model, loaded by transformers, computes what PEFT computes without merging (P-007, P-009)."""
     wrapped, adapter = peft_model(side, tmp_path / "peft")
     receipt = merge_checkpoint(adapter, tiny_dir("llama-tied"), tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()

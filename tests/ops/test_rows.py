@@ -87,7 +87,7 @@ ORDERS = st.builds(
 def test_moving_a_target_is_moving_its_tensor(
     kind: Kind, layout: Layout, beside: bool, have: Segments, wanted: Segments
 ) -> None:
-    """Merged into the moved base it is the moved merge; it comes back byte for byte, and can be written."""
+    """Merged into the moved base it is the moved merge; it comes back byte for byte, and can be written (P-044)."""
     target = replace(made(kind, layout, 32, beside=beside), segments=have)
     assert target.shape is not None
     base = floats(*target.shape)
@@ -223,7 +223,7 @@ def test_what_stays_in_place_stays_as_it_is() -> None:
 
 
 def test_what_has_no_meaning_is_refused() -> None:
-    """By name: no segments, other segments, another rotation, LoKr, several scales, parts that do not agree."""
+    """By name: no segments, other segments, another rotation, LoKr, several scales, parts that do not agree (P-043)."""
     plain = made(Kind.LINEAR, ("out", "in"), 32)
     with pytest.raises(InvalidInputError, match="has no segments"):
         split(plain)
