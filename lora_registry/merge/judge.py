@@ -1,0 +1,281 @@
+"""Does a tensor hold what the formulas give? Judged element by element, and explained where it does not.
+
+An element holds if some sound arithmetic gives it: it lies between the roundings of the exact result minus and
+plus the bound on errors of summation (:class:`~lora_registry.merge.outcome.Outcome`). Where elements do not hold,
+the known orders of rounding are tried, and then the known misreadings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from lora_registry.adapter import Json, Target
+from lora_registry.dtypes import DTYPES
+from lora_registry.merge.formula import replaced, replaces
+from lora_registry.merge.misreadings import misreadings
+from lora_registry.merge.nearest import nearest, unit
+from lora_registry.merge.outcome import Outcome
+from lora_registry.merge.roundings import ONCE, Roundings, roundings
+from lora_registry.ops.arrays import Array, dtype_name
+
+BLOCK = 1 << 18
+"""Elements that are judged at a time."""
+_FEWEST, _CLOSE = 4, 2
+
+
+class Answer(StrEnum):
+    """What can be said of a claim."""
+
+    HOLDS = "holds"
+    DOES_NOT = "does not"
+    UNDECIDED = "cannot be decided"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What was found about one tensor.
+
+    Attributes:
+        name: of the tensor.
+        targets: names of the targets that change it; none for one that is to be as it was.
+        answer: whether it holds.
+        says: why, in a sentence.
+        dtype: its element type.
+        rows: rows that were looked at.
+        of: rows there are.
+        largest: units in the last place between an element and the correctly rounded one, at most. The unit is that
+            of the larger of W and W': where they cancel, no arithmetic knows the digits of what is left.
+        off: part of the elements that are not the correctly rounded one.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    answer: Answer
+    says: str
+    dtype: str
+    rows: int
+    of: int
+    largest: float = 0.0
+    off: float = 0.0
+
+    def to_json(self) -> dict[str, Json]:
+        """The judgement as a JSON object."""
+        return {
+            "name": self.name,
+            "targets": list(self.targets),
+            "answer": self.answer.value,
+            "says": self.says,
+            "dtype": self.dtype,
+            "rows": self.rows,
+            "of": self.of,
+            "largest_units": float(f"{self.largest:.6g}") if np.isfinite(self.largest) else None,
+            "off_fraction": float(f"{self.off:.6g}"),
+        }
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What adds up over blocks of rows."""
+
+    elements: int = 0
+    off: int = 0
+    largest: float = 0.0
+    like_base: bool = True
+    changes: bool = False
+
+
+def judge(
+    name: str, targets: Sequence[Target], base: Array, merged: Array, rows: Array, *, once_only: bool = False
+) -> Judgement:
+    """Hold a tensor of a merged checkpoint against base and targets.
+
+    Args:
+        name: of the tensor.
+        targets: what changes it; at least one.
+        base: W, a matrix of rows and columns, of any type; for a tensor that the base does not have, zeros.
+        merged: what should be W', of the same shape.
+        rows: which rows to look at, ascending.
+        once_only: an order with more than one rounding does not hold (P-015).
+    """
+    dtype = dtype_name(merged.dtype)
+    if not DTYPES[dtype].floating or not DTYPES[dtype_name(base.dtype)].floating:
+        return _judge_bits(name, targets, base, merged, rows)
+    case = _Case(name, tuple(targets), base, merged, rows, dtype)
+    counts, failing = case.hold(ONCE)
+    if failing is None:
+        return _sound(case, counts, ONCE)
+    found = case.explain(failing)
+    if isinstance(found, Roundings):
+        again, failing_too = case.hold(found)
+        if failing_too is None:
+            judged = _sound(case, again, found)
+            if once_only and judged.answer is Answer.HOLDS:
+                return case.judgement(Answer.DOES_NOT, judged.says, again)
+            return judged
+        found = case.explain(failing_too, ordered=False)
+    if isinstance(found, str):
+        return case.judgement(Answer.DOES_NOT, found, case.count())
+    return _unexplained(case, failing)
+
+
+def _sound(case: _Case, counts: _Counts, steps: Roundings) -> Judgement:
+    """Judge a tensor of which every element holds: was there anything to see."""
+    if counts.like_base and counts.changes:
+        if len(case.rows) == len(case.base) and counts.off == 0:
+            says = f"nothing of the change is left in {case.dtype}: every element rounds to that of the base"
+            return case.judgement(Answer.HOLDS, says, counts)
+        says = "the rows that were looked at are the same with and without the adapter"
+        return case.judgement(Answer.UNDECIDED, says, counts)
+    return case.judgement(Answer.HOLDS, str(steps), counts)
+
+
+def _unexplained(case: _Case, failing: Array) -> Judgement:
+    counts = case.count()
+    if counts.largest <= _CLOSE:
+        says = f"within {counts.largest:.2g} units everywhere, but in no order of roundings that is known"
+        return case.judgement(Answer.UNDECIDED, says, counts)
+    return case.judgement(Answer.DOES_NOT, case.resemblance(failing), counts)
+
+
+class _Case:
+    """One tensor, with what it takes to judge it."""
+
+    def __init__(
+        self, name: str, targets: tuple[Target, ...], base: Array, merged: Array, rows: Array, dtype: str
+    ) -> None:
+        self.name = name
+        self.targets = targets
+        self.base = base
+        self.merged = merged
+        self.rows = rows
+        self.dtype = dtype
+
+    def judgement(self, answer: Answer, says: str, counts: _Counts) -> Judgement:
+        """The findings about this tensor, put together."""
+        return Judgement(
+            name=self.name,
+            targets=tuple(target.name for target in self.targets),
+            answer=answer,
+            says=says,
+            dtype=self.dtype,
+            rows=len(self.rows),
+            of=len(self.base),
+            largest=counts.largest,
+            off=counts.off / counts.elements if counts.elements else 0.0,
+        )
+
+    def hold(self, steps: Roundings) -> tuple[_Counts, Array | None]:
+        """Count over all rows; the rows of the first block in which an element does not hold, None where all do."""
+        right = Outcome(self.targets, self.base, self.dtype)
+        outcome = right if steps == ONCE else Outcome(self.targets, self.base, self.dtype, steps)
+        counts = _Counts()
+        for rows in self._blocks():
+            off = self._add(counts, right, rows)
+            asked = off if steps == ONCE else rows  # what is rounded once, and rightly, holds
+            if len(asked) and not _holds(outcome, asked, self._values(asked)):
+                return counts, self._sample(rows, off)
+        return counts, None
+
+    def count(self) -> _Counts:
+        """Count over all rows against the correctly rounded results, whatever holds."""
+        outcome, counts = Outcome(self.targets, self.base, self.dtype), _Counts()
+        for rows in self._blocks():
+            self._add(counts, outcome, rows)
+        return counts
+
+    def explain(self, rows: Array, *, ordered: bool = True) -> Roundings | str | None:
+        """The order of roundings, or the misreading, that gives what stands in these rows."""
+        values = self._values(rows)
+        if not np.isfinite(values).all() and np.isfinite(self.base[rows].astype(np.float64)).all():
+            return "elements are not finite although those of the base are"
+        base = dtype_name(self.base.dtype)
+        orders = list(roundings(self.targets, base, self.dtype))
+        for steps in orders[1:] if ordered else ():
+            if _holds(Outcome(self.targets, self.base, self.dtype, steps), rows, values):
+                return steps
+        few = [ONCE, *(steps for steps in orders[1:] if steps.product is None)]
+        for reading in misreadings(self.targets, self.base, values, rows):
+            for steps in few:
+                outcome = Outcome(reading.targets, self.base, self.dtype, steps, times=reading.times)
+                if _holds(outcome, rows, values):
+                    return reading.says
+        return None
+
+    def resemblance(self, rows: Array) -> str:
+        """How what was changed is like what was wanted."""
+        base = self.base[rows].astype(np.float64)
+        wanted = Outcome(self.targets, self.base, self.dtype).exact(rows) - base
+        found = self._values(rows) - base
+        sizes = float(np.linalg.norm(wanted) * np.linalg.norm(found))
+        cosine = float(np.vdot(wanted, found)) / sizes if sizes > 0 else 0.0
+        if not np.isfinite(cosine) or abs(cosine) < 0.5:
+            return f"something else was changed: the cosine with the adapter's change is {cosine:.3f}"
+        ratio = float(np.linalg.norm(found) / np.linalg.norm(wanted))
+        return f"the change is {ratio:.4g} times as large as the adapter's, at a cosine of {cosine:.6f}"
+
+    def _add(self, counts: _Counts, outcome: Outcome, rows: Array) -> Array:
+        """Count a block; the rows of it that have an element other than the correctly rounded one."""
+        exact, values = outcome.exact(rows), self._values(rows)
+        before = nearest(self.base[rows].astype(np.float64), self.dtype)
+        differs = (values != nearest(exact, self.dtype)) & ~(np.isnan(values) & np.isnan(exact))
+        counts.elements += values.size
+        counts.off += int(np.count_nonzero(differs))
+        counts.like_base = counts.like_base and bool(np.array_equal(before, values, equal_nan=True))
+        counts.changes = counts.changes or not np.array_equal(exact, self.base[rows].astype(np.float64), equal_nan=True)
+        if differs.any():
+            counts.largest = max(
+                counts.largest, _units_off(values[differs], exact[differs], before[differs], self.dtype)
+            )
+        off: Array = rows[differs.any(1)]
+        return off
+
+    def _values(self, rows: Array) -> Array:
+        values: Array = self.merged[rows].astype(np.float64)
+        return values
+
+    def _blocks(self) -> Iterator[Array]:
+        step = max(1, BLOCK // max(1, self.base.shape[1]))
+        for start in range(0, len(self.rows), step):
+            yield self.rows[start : start + step]
+
+    def _sample(self, rows: Array, off: Array) -> Array:
+        """Few enough rows to try every explanation on, with one that does not hold among them."""
+        count = max(_FEWEST, min(64, BLOCK // max(1, self.base.shape[1])))
+        picked: Array = np.unique(np.concatenate((off[: count // 2], rows[: count // 2])))
+        return picked
+
+
+def _holds(outcome: Outcome, rows: Array, values: Array) -> bool:
+    return bool(outcome.interval(rows).holds(values).all())
+
+
+def _units_off(values: Array, exact: Array, before: Array, dtype: str) -> float:
+    """The largest distance of ``values`` from the correctly rounded ones; infinite where one is not finite."""
+    right = nearest(exact, dtype)
+    larger = np.maximum(np.abs(right), np.abs(before))
+    if not (np.isfinite(values) & np.isfinite(larger)).all():
+        return float("inf")
+    return float((np.abs(values - right) / unit(larger, dtype)).max())
+
+
+def _judge_bits(name: str, targets: Sequence[Target], base: Array, merged: Array, rows: Array) -> Judgement:
+    """Integers and booleans are not rounded: they are replaced, bit by bit, or wrong."""
+    dtype = dtype_name(merged.dtype)
+    case = _Case(name, tuple(targets), base, merged, rows, dtype)
+    if base.dtype != merged.dtype or not all(replaces(target) for target in targets):
+        says = f"it is {dtype}, and the base's {dtype_name(base.dtype)}: no rule says what one becomes in the other"
+        return case.judgement(Answer.UNDECIDED, says, _Counts())
+    wanted = base[rows]
+    for target in targets:
+        wanted = replaced(target, rows, wanted)
+    off = int(np.count_nonzero(wanted != merged[rows]))
+    counts = _Counts(elements=wanted.size, off=off)
+    return case.judgement(
+        Answer.DOES_NOT if off else Answer.HOLDS,
+        f"{off} elements are other ones" if off else "replaced bit by bit",
+        counts,
+    )

@@ -1,0 +1,215 @@
+"""Is a merged checkpoint base + adapter? Recomputed tensor by tensor in float64, whoever merged it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lora_registry.adapter import Adapter, Json, Kind, Target
+from lora_registry.errors import UsageError
+from lora_registry.merge.base import Checkpoint, open_base
+from lora_registry.merge.expectation import Expected, expect
+from lora_registry.merge.fit import fit
+from lora_registry.merge.formula import matrix_shape
+from lora_registry.merge.judge import Answer, Judgement, judge
+from lora_registry.merge.untouched import judge_untouched
+from lora_registry.ops.arrays import Array, to_array
+from lora_registry.ops.mergeable import check_mergeable
+from lora_registry.ops.tied import TiedPolicy
+from lora_registry.progress import Counted, Progress
+from lora_registry.text import listed, plural
+
+ROWS = 32
+"""Rows of a changed tensor that are recomputed where not all are."""
+_ELEMENTS = 1 << 20  # of one tensor that are looked at where not all are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recomputation:
+    """What :func:`recompute` found.
+
+    Attributes:
+        changed: a judgement for each tensor that a target changes.
+        untouched: one for each of the others.
+        problems: what is missing, too much, or contradicts itself.
+        notes: what was read off the checkpoint.
+        every: all rows were recomputed and all bytes compared.
+        seed: that the rows and blocks were drawn with.
+    """
+
+    changed: tuple[Judgement, ...]
+    untouched: tuple[Judgement, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    every: bool
+    seed: int
+
+    @property
+    def answer(self) -> Answer:
+        """The worst of all: one tensor that does not hold is enough, and so is one that nobody can decide."""
+        answers = {judged.answer for judged in (*self.changed, *self.untouched)}
+        if self.problems or Answer.DOES_NOT in answers:
+            return Answer.DOES_NOT
+        return Answer.UNDECIDED if Answer.UNDECIDED in answers else Answer.HOLDS
+
+    def to_json(self) -> dict[str, Json]:
+        """The findings as a JSON object."""
+        return {
+            "answer": self.answer.value,
+            "holds": self.answer is Answer.HOLDS,
+            "every_row": self.every,
+            "seed": self.seed,
+            "changed": [judged.to_json() for judged in self.changed],
+            "untouched": [judged.to_json() for judged in self.untouched],
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+        }
+
+    def lines(self) -> list[str]:
+        """For people: tensors with the same finding in one line, and the answer at the end."""
+        lines = [f"does not: {problem}" for problem in self.problems]
+        lines += _grouped(self.changed)
+        lines += _grouped([judged for judged in self.untouched if judged.answer is not Answer.HOLDS])
+        sound = [judged for judged in self.untouched if judged.answer is Answer.HOLDS]
+        if sound:
+            says = ", ".join(sorted({judged.says for judged in sound}))
+            lines.append(f"holds: {plural(len(sound), 'other tensor')}: {says}")
+        lines += [f"note: {note}" for note in self.notes]
+        looked = "every row and byte" if self.every else f"sampled with seed {self.seed}; --all looks at every row"
+        return [*lines, f"{self.answer.value}: {self._figures()} ({looked})"]
+
+    def _figures(self) -> str:
+        largest = max((judged.largest for judged in self.changed), default=0.0)
+        off = max((judged.off for judged in self.changed), default=0.0)
+        if not self.changed:
+            return "nothing is to be changed"
+        return f"at most {largest:.4g} units in the last place, on at most {off:.2%} of the elements of a tensor"
+
+
+def _grouped(judged: list[Judgement] | tuple[Judgement, ...]) -> list[str]:
+    found = Counter((each.answer, each.says) for each in judged)
+    lines = []
+    for (answer, says), count in sorted(found.items(), key=lambda item: (-list(Answer).index(item[0][0]), -item[1])):
+        names = [each.name for each in judged if (each.answer, each.says) == (answer, says)]
+        what = names[0] if count == 1 else f"{plural(count, 'tensor')} ({listed(names, 1)})"
+        lines.append(f"{answer.value}: {what}: {says}")
+    return lines
+
+
+def recompute(
+    merged_path: str | Path,
+    base_path: str | Path,
+    adapter: Adapter | None,
+    *,
+    every: bool = False,
+    rows: int = ROWS,
+    seed: int = 0,
+    tied: TiedPolicy | None = None,
+    once_only: bool = False,
+    progress: Progress | None = None,
+) -> Recomputation:
+    """Hold a merged checkpoint against its base and its adapter.
+
+    Nothing of the merge's arithmetic is used. Other orders of rounding than one at the end hold as well, and
+    are named; see :class:`~lora_registry.merge.roundings.Roundings`.
+
+    Args:
+        merged_path: a Hugging Face folder or a ``.safetensors`` file, by whatever program.
+        base_path: the base, likewise.
+        adapter: what was merged; None to hold the checkpoint against the base itself.
+        every: recompute all rows and compare all bytes.
+        rows: of each changed tensor otherwise, drawn at random and the first and last among them.
+        seed: they are drawn with.
+        tied: the policy for tied tensors that has to have been followed; None takes the one that was.
+        once_only: more than one rounding does not hold (P-015).
+        progress: called with the tensors done and all.
+
+    Raises:
+        NotFoundError: a checkpoint does not exist.
+        InvalidInputError: a checkpoint is broken, or the adapter does not fit the base.
+        UnsupportedError: the base is quantized, or no merge can hold the adapter.
+        UsageError: fewer than one row.
+    """
+    if rows < 1:
+        raise UsageError("verify needs at least one row")
+    base, merged = open_base(base_path), open_base(merged_path)
+    matches: dict[str, str] = {}
+    notes: list[str] = []
+    if adapter is not None:
+        check_mergeable(adapter)
+        fitted = fit(adapter, base, allow_new=True)
+        fitted.require(f"the adapter and {base.path}")
+        matches = dict(fitted.matches)
+        notes += [str(finding.message) for finding in fitted.findings if finding.rule == "M-004"][:1]
+    expected = expect(adapter, matches, base, merged, tied)
+    random = np.random.default_rng(seed)
+    changed, untouched = [], []
+    done = Counted(progress, len(expected.tensors))
+    for name, each in sorted(expected.tensors.items()):
+        if each.targets:
+            changed.append(_judge(name, each, base, merged, random, rows=None if every else rows, once_only=once_only))
+        else:
+            assert each.source is not None  # a tensor that the base lacks is brought by a target
+            arrays = base.array(each.source), merged.array(name)
+            untouched.append(judge_untouched(name, *arrays, random, every=every))
+        done.advance(1)
+    return Recomputation(
+        changed=tuple(changed),
+        untouched=tuple(untouched),
+        problems=tuple(expected.problems),
+        notes=(*notes, *expected.notes),
+        every=every,
+        seed=seed,
+    )
+
+
+def _judge(
+    name: str,
+    expected: Expected,
+    base: Checkpoint,
+    merged: Checkpoint,
+    random: np.random.Generator,
+    *,
+    rows: int | None,
+    once_only: bool,
+) -> Judgement:
+    after = merged.array(name)
+    before = np.zeros(after.shape, after.dtype) if expected.source is None else base.array(expected.source)
+    if before.shape != after.shape:
+        return Judgement(
+            name=name,
+            targets=tuple(target.name for target in expected.targets),
+            answer=Answer.DOES_NOT,
+            says=f"its shape is {list(after.shape)}, the base's {list(before.shape)}",
+            dtype=merged.dtype(name),
+            rows=0,
+            of=0,
+        )
+    shape = matrix_shape(expected.targets[0].kind, after.shape)
+    picked = _rows(shape, expected, random, rows)
+    before, after = before.reshape(shape), after.reshape(shape)
+    return judge(name, expected.targets, before, after, picked, once_only=once_only)
+
+
+def _rows(shape: tuple[int, int], expected: Expected, random: np.random.Generator, count: int | None) -> Array:
+    """Which rows to look at: all, or a few with the first, the last, and some that the adapter names."""
+    if count is None or shape[0] <= count:
+        return np.arange(shape[0])
+    count = max(2, min(count, _ELEMENTS // max(1, shape[1])))
+    drawn: list[int] = [0, shape[0] - 1]
+    named = [row for target in expected.targets for row in _named(target, shape[1])]
+    if named:
+        drawn += random.choice(named, min(count, len(named)), replace=False).tolist()
+    drawn += random.choice(shape[0], count, replace=False).tolist()
+    return np.unique(np.array(drawn, dtype=np.int64))
+
+
+def _named(target: Target, columns: int) -> list[int]:
+    """The rows that a target changes, where it does not change all."""
+    if target.kind is Kind.SPARSE:
+        found: list[int] = np.unique(to_array(target.tensors["index"]) // columns).tolist()
+        return found
+    return list(target.rows)
