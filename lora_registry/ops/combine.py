@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,8 +81,7 @@ def combine(parts: Sequence[Weighted], recipe: Recipe, *, progress: Progress | N
             groups[target.name].append(_Share(number, part.weight, target))
     counted = Counted(progress, len(groups))
     targets = []
-    # Whole matrices have work for all cores, factors have not.
-    with nullcontext() if recipe.method in ELEMENTWISE or recipe.dense else one_thread():
+    with one_thread():
         for _, shares in sorted(groups.items()):
             targets.append(work.combined(shares))
             counted.advance(1)

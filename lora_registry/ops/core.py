@@ -27,7 +27,8 @@ _LARGEST = 1e150
 def one_thread() -> Iterator[None]:
     """Let BLAS use one thread in the block: factors are tall and thin, and threads wait for each other on them.
 
-    Measured on two cores: the 2048 x 32 QRs take half the time, and a tenth of it where the cores have other work.
+    Measured on two cores: the QRs of 2048 x 32 factors take half the time; where the cores have other work too, a
+    whole extraction takes a fifth.
     """
     with threadpool_limits(1, "blas"):
         yield

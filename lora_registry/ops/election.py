@@ -47,11 +47,14 @@ def trimmed(change: Array, density: float) -> Array:
     keep = int(density * change.size)
     if keep >= change.size:
         return change
-    flat = change.reshape(-1)
-    order = np.argsort(-np.abs(flat), kind="stable")[:keep]
-    result = np.zeros_like(flat)
-    result[order] = flat[order]
-    return result.reshape(change.shape)
+    if keep == 0:
+        return np.zeros_like(change)
+    magnitudes = np.abs(change).reshape(-1)
+    last = np.partition(magnitudes, change.size - keep)[change.size - keep]
+    kept = magnitudes > last
+    equal = np.flatnonzero(magnitudes == last)
+    kept[equal[: keep - int(np.count_nonzero(kept))]] = True
+    return np.where(kept.reshape(change.shape), change, 0).astype(change.dtype)
 
 
 def above(change: Array, threshold: float) -> Array:
@@ -92,14 +95,19 @@ def elected(changes: Sequence[Array], weights: Sequence[float], convention: Conv
     if convention is Convention.PAPER and len(set(weights)) > 1:
         raise UsageError("the paper's TIES has one weight for all adapters; peft and mergekit have one for each")
     by_weight = convention is Convention.MERGEKIT
-    total = sum(change * (weight if by_weight else 1) for change, weight in zip(changes, weights, strict=True))
-    sign = np.sign(total) if convention is Convention.PAPER else np.where(total >= 0, 1, -1)
-    result, divisor = np.zeros_like(changes[0]), np.zeros_like(changes[0])
-    for change, weight in zip(changes, weights, strict=True):
-        agrees = (np.sign(change * weight if by_weight else change) == sign) & (sign != 0)
-        result += np.where(agrees, change * weight, 0).astype(result.dtype)
-        divisor += (agrees * (weight if by_weight else 1)).astype(divisor.dtype)
-    return np.asarray(result / np.where(divisor == 0, 1, divisor)).astype(result.dtype)
+    weighted = [change * weight for change, weight in zip(changes, weights, strict=True)]
+    voters = weighted if by_weight else changes
+    total = np.add.reduce(voters)
+    sign = np.sign(total)
+    if convention is not Convention.PAPER:
+        sign[total == 0] = 1
+    result, divisor = np.zeros_like(total), np.zeros_like(total)
+    for term, voter, weight in zip(weighted, voters, weights, strict=True):
+        agrees = voter * sign > 0
+        result += term * agrees
+        divisor += agrees.astype(total.dtype) * (weight if by_weight else 1)
+    divisor[divisor == 0] = 1
+    return np.asarray(result / divisor)
 
 
 def threshold(changes: Callable[[], Iterator[Array]], density: float) -> float:

@@ -17,7 +17,7 @@ from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.ops.arrays import Array, from_array, widened
 from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.certificate import Certificate, bias_of, certified
-from lora_registry.ops.core import LowRank
+from lora_registry.ops.core import LowRank, one_thread
 from lora_registry.ops.dense import approximate
 from lora_registry.ops.fingerprint import target_fingerprint
 from lora_registry.ops.noise import rounding_noise
@@ -108,21 +108,22 @@ def extract(
         )
     counted = Counted(progress, len(matrices) + len(others))
     targets, records, rounding = [], [], []
-    for name in matrices:
-        difference = pair.difference(name)
-        if not difference.any():
-            pass
-        elif (made := _matrix(name, difference, pair, truncation, dtype)) is None:
-            rounding.append(name)
-        else:
-            targets.append(made[0])
-            records.append(made[1])
-        counted.advance(1)
-    for name in others:
-        target, record = _other(name, pair, dtype)
-        targets.append(target)
-        records += [] if record is None else [record]
-        counted.advance(1)
+    with one_thread():
+        for name in matrices:
+            difference = pair.difference(name)
+            if not difference.any():
+                pass  # not a target
+            elif (made := _matrix(name, difference, pair, truncation, dtype)) is None:
+                rounding.append(name)
+            else:
+                targets.append(made[0])
+                records.append(made[1])
+            counted.advance(1)
+        for name in others:
+            target, record = _other(name, pair, dtype)
+            targets.append(target)
+            records += [] if record is None else [record]
+            counted.advance(1)
     if not targets:
         raise InvalidInputError(
             "there is nothing to extract: the two checkpoints hold the same values"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -31,10 +32,7 @@ class Mixture:
         self._density = recipe.density
         self._thresholds: list[float] | None = None
         if recipe.method is Method.TIES and recipe.rules is Convention.PAPER:
-            self._thresholds = [
-                threshold(lambda own=targets: _changes(own), recipe.density)  # type: ignore[misc]
-                for targets in adapters
-            ]
+            self._thresholds = [threshold(partial(_changes, targets), self._density) for targets in adapters]
 
     def mixed(
         self, name: str, targets: Sequence[Target], numbers: Sequence[int], weights: Sequence[float]

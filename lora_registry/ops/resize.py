@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from math import sqrt
 
@@ -53,7 +52,7 @@ def resize(
         raise UsageError("a rank or an energy to keep")
     counted = Counted(progress, len(parent.adapter))
     targets, certificates = [], []
-    with nullcontext() if dense else one_thread():
+    with one_thread():
         for target in parent.adapter:
             refuse_magnitude(target)
             plain = lowered(target) if dense and target.kind in DENSE else target

@@ -16,7 +16,7 @@ from lora_registry.adapter import LOW_RANK, Adapter, Kind, Target
 from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import to_array
 from lora_registry.ops.combinable import aligned, replaces
-from lora_registry.ops.core import LowRank, inner, norm
+from lora_registry.ops.core import LowRank, inner, norm, one_thread
 from lora_registry.ops.lowering import DENSE
 from lora_registry.ops.orthogonalize import spaces
 from lora_registry.ops.slices import slices
@@ -108,15 +108,16 @@ def compare(one: Adapter, other: Adapter, *, dense: bool = False, progress: Prog
     shared = sorted(firsts.keys() & seconds.keys())
     counted = Counted(progress, len(shared))
     found, notes = [], []
-    for name in shared:
-        pair = (firsts[name], seconds[name])
-        if reason := _incomparable(pair, dense):
-            notes.append(f"{name}: not compared: {reason}")
-        else:
-            found.append(_similarity(*aligned(pair)))
-        if any("magnitude" in target.tensors for target in pair):
-            notes.append(f"{name}: compared without its magnitude (DoRA)")
-        counted.advance(1)
+    with one_thread():
+        for name in shared:
+            pair = (firsts[name], seconds[name])
+            if reason := _incomparable(pair, dense):
+                notes.append(f"{name}: not compared: {reason}")
+            else:
+                found.append(_similarity(*aligned(pair)))
+            if any("magnitude" in target.tensors for target in pair):
+                notes.append(f"{name}: compared without its magnitude (DoRA)")
+            counted.advance(1)
     only = (tuple(sorted(firsts.keys() - seconds.keys())), tuple(sorted(seconds.keys() - firsts.keys())))
     return Comparison(tuple(found), only, tuple(notes))
 

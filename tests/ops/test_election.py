@@ -51,6 +51,7 @@ def test_ties_as_the_paper_has_it_elects_no_sign_where_the_sum_is_zero() -> None
         elected(vectors, [1.0, 2.0], Convention.PAPER)
 
 
+@pytest.mark.filterwarnings("ignore:The density 1.0")
 @pytest.mark.parametrize(("seed", "density"), list(product(range(5), (0.1, 0.5, 0.73, 1.0))))
 def test_trimming_and_ties_are_those_of_peft_on_random_matrices(seed: int, density: float) -> None:
     """The very functions of PEFT 0.21, on matrices without equal magnitudes, with weights of both signs."""
