@@ -44,6 +44,7 @@ check: setup ## lint, format, types and layers
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	MYPYPATH=spec/vectors/make $(BIN)/mypy spec/vectors/make spec/schema/make.py
 	$(BIN)/lint-imports
 
 bench: models ## the merge beside PEFT's: time and memory

@@ -76,7 +76,7 @@ def fit(adapter: Adapter, base: BaseModel, *, allow_new: bool = False) -> Fit:
     A target's name is the base tensor's, or differs from it by one prefix that all targets share, or is
     tied to a stored tensor. Findings: M-001 no such tensor, M-002 another shape, M-003 a quantized tensor,
     M-004 other weights, M-005 no fingerprint, M-006 a prefix, M-007 two targets for one tensor, M-008 a new
-    tensor.
+    tensor, M-009 a view that the base is not in.
 
     Args:
         adapter: what is to be merged.
@@ -91,6 +91,7 @@ def fit(adapter: Adapter, base: BaseModel, *, allow_new: bool = False) -> Fit:
     findings += [_new(name) for name in new]
     findings += _unmatched([target for target in missing if target.name not in new], names)
     findings += _collisions(matches)
+    findings += _view(adapter)
     compared = 0
     for target in adapter:
         if target.name in matches:
@@ -138,6 +139,16 @@ def _match(adapter: Adapter, names: frozenset[str], findings: list[Finding]) -> 
 
 def _new(name: str) -> Finding:
     return Finding("M-008", name, "the base has no such tensor; it is added", Severity.NOTE)
+
+
+def _view(adapter: Adapter) -> list[Finding]:
+    """P-049. A base that is in a view itself is one that M-003 refuses."""
+    view = adapter.base.view
+    if not view:
+        return []
+    scheme = view.get("scheme", "quantized")
+    message = f"the adapter was trained on the {scheme} view of its base, whose values differ from those stored here"
+    return [Finding("M-009", "base/view", message, Severity.NOTE)]
 
 
 def _unmatched(missing: list[Target], names: frozenset[str]) -> Iterator[Finding]:
