@@ -8,7 +8,7 @@ because a fast answer that is another one is no answer.
 
 ============ ==========================================================================================
 loreg        ``combine`` with ``svd``: QR of the stacked factors, SVD of the 32 x 32 core, in float64; with
-             the certificates of truncation and rounding
+             the error of truncation and that of rounding
 PEFT         ``add_weighted_adapter(combination_type="svd")``: SVD of the whole change, in float32
 PEFT, thin   the same with ``svd_full_matrices=False``, which has to be asked for
 ============ ==========================================================================================

@@ -1,4 +1,4 @@
-"""What the commands of the adapter algebra do alike: open parents, write the result, print the certificates."""
+"""What the commands of the adapter algebra do alike: open parents, write the result, print what was kept."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lora_registry.errors import UsageError, refusal
 from lora_registry.text import printable
 
 if TYPE_CHECKING:
-    from lora_registry.ops.certificate import Certificate
     from lora_registry.ops.lineage import Parent
+    from lora_registry.ops.retention import Retention
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -80,14 +80,14 @@ def parent(source: str, registry_home: str | None) -> Parent:
     return Parent(adapter, str(adapter.info.get("title", "")) if is_path else source)
 
 
-def print_certificates(certificates: Sequence[Certificate], before: Adapter | None = None) -> None:
+def print_retentions(retentions: Sequence[Retention], before: Adapter | None = None) -> None:
     """Print a line for each target, and the worst of all.
 
     Args:
-        certificates: of a result.
+        retentions: of a result.
         before: where the ranks of one adapter were changed, that adapter.
     """
-    from lora_registry.ops.certificate import worst
+    from lora_registry.ops.retention import worst
 
     ranks = {target.name: target.rank for target in before} if before is not None else {}
     rows = [
@@ -99,13 +99,13 @@ def print_certificates(certificates: Sequence[Certificate], before: Adapter | No
             f"{one.truncation:.3g}",
             f"{one.rounding:.1e}",
         )
-        for one in certificates
+        for one in retentions
     ]
     numbers = ("rank", "norm", "energy", "error", "rounding")
     print_table(("target", *numbers), rows, right=numbers)
-    if (least := worst(certificates)) is not None:
+    if (least := worst(retentions)) is not None:
         kept = f"keeps {percent(least.energy)} of its energy, error {least.truncation:.3g}"
-        rounding = max(one.rounding for one in certificates)
+        rounding = max(one.rounding for one in retentions)
         click.echo(f"worst: {printable(least.target)} {kept}; rounding at most {rounding:.1e}")
 
 

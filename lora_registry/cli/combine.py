@@ -12,8 +12,8 @@ from lora_registry.cli._adapters import ADAPTER
 from lora_registry.cli._algebra import (
     check_output,
     parent,
-    print_certificates,
     print_notes,
+    print_retentions,
     ranks,
     result_options,
     truncation_options,
@@ -128,7 +128,7 @@ def combine(
     if as_json:
         print_json({"path": str(output), "content": content, "recipe": recipe.to_json(), **_to_json(made)})
         return
-    print_certificates(made.certificates)
+    print_retentions(made.retentions)
     click.echo(f"wrote {printable(str(output))}")
     terms = [f"{weight:g} · {source}" for source, weight in adapters]
     print_fields([("content", content), (method, " + ".join(terms)), ("ranks", ranks(made.adapter))])
@@ -136,4 +136,4 @@ def combine(
 
 
 def _to_json(made: Combination) -> dict[str, object]:
-    return {"targets": [one.to_json() for one in made.certificates], "notes": list(made.notes)}
+    return {"targets": [one.to_json() for one in made.retentions], "notes": list(made.notes)}

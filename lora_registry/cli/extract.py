@@ -10,8 +10,8 @@ import click
 from lora_registry.cli._algebra import (
     check_output,
     percent,
-    print_certificates,
     print_notes,
+    print_retentions,
     ranks,
     result_options,
     truncation_options,
@@ -82,7 +82,7 @@ def extract(
         records = [record.to_json() for record in found.targets]
         print_json({"path": str(output), "content": content, "targets": records, "rounding": list(found.rounding)})
         return
-    print_certificates([record.certificate for record in found.targets])
+    print_retentions([record.retention for record in found.targets])
     click.echo(f"wrote {printable(str(output))}")
     print_fields([("content", content), ("targets", plural(len(made), "target")), ("ranks", ranks(made))])
     print_notes(_noise(found))
@@ -95,8 +95,8 @@ def _noise(found: Extraction) -> list[str]:
     loudest = max(found.targets, key=lambda record: record.noise, default=None)
     if loudest is None or loudest.noise < 0.01:
         return notes
-    alone, error = percent(min(1.0, loudest.noise)), percent(loudest.certificate.truncation)
-    name = loudest.certificate.target
+    alone, error = percent(min(1.0, loudest.noise)), percent(loudest.retention.truncation)
+    name = loudest.retention.target
     return [
         *notes,
         f"{name}: the rounding of the tuned checkpoint alone is {alone} of the difference, and the error is {error}",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from lora_registry.cli._adapters import ADAPTER
-from lora_registry.cli._algebra import check_output, parent, print_certificates, result_options, truncation_options
+from lora_registry.cli._algebra import check_output, parent, print_retentions, result_options, truncation_options
 from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_fields, print_json
 from lora_registry.cli._progress import progress
@@ -53,13 +53,13 @@ def resize(
     asked = Truncation(rank, energy)
     source = parent(adapter, registry_home)
     with progress("resizing", unit="targets", quiet=as_json) as advance:
-        made, certificates = resized(source, asked, dtype=dtype, dense=dense, progress=advance)
+        made, retentions = resized(source, asked, dtype=dtype, dense=dense, progress=advance)
     write_adapter(made, output, overwrite=overwrite)
     content = content_digest(made)
     if as_json:
-        targets = [certificate.to_json() for certificate in certificates]
+        targets = [retention.to_json() for retention in retentions]
         print_json({"path": str(output), "content": str(content), "targets": targets})
         return
-    print_certificates(certificates, source.adapter)
+    print_retentions(retentions, source.adapter)
     click.echo(f"wrote {printable(str(output))}")
     print_fields([("content", content), ("parameters", f"{source.adapter.parameters:,} -> {made.parameters:,}")])

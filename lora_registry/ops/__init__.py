@@ -19,7 +19,7 @@
 :mod:`~.dense`         the largest singular values of a whole matrix
 :mod:`~.noise`         what rounding adds to a matrix
 :mod:`~.lowering`      LoHa, LoKr and sparse changes as two factors
-:mod:`~.certificate`   what an operation kept of a change, as figures
+:mod:`~.retention`     what an operation kept of a change, as figures
 :mod:`~.lineage`       what an adapter made from others says about itself
 :mod:`~.combinable`    what can be added up, and what is refused by name
 :mod:`~.recipe`        how adapters are to be combined

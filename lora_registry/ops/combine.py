@@ -16,7 +16,6 @@ from lora_registry.adapter import Adapter, Json, Kind, Target
 from lora_registry.errors import UnsupportedError, UsageError
 from lora_registry.ops.agreement import with_names_of
 from lora_registry.ops.arrays import to_array
-from lora_registry.ops.certificate import Certificate, bias_of, certified
 from lora_registry.ops.combinable import aligned, check_linear, replaces
 from lora_registry.ops.core import LowRank, norm, one_thread, stacked
 from lora_registry.ops.dense import approximate
@@ -26,6 +25,7 @@ from lora_registry.ops.orthogonalize import orthogonalized
 from lora_registry.ops.prefix import Prefix
 from lora_registry.ops.recipe import ELEMENTWISE, Method, Recipe
 from lora_registry.ops.resize import truncated
+from lora_registry.ops.retention import Retention, bias_of, retained
 from lora_registry.ops.slices import refilled, slices
 from lora_registry.progress import Counted, Progress
 
@@ -44,12 +44,12 @@ class Combination:
 
     Attributes:
         adapter: the result, with its lineage.
-        certificates: one for each target that is a change.
+        retentions: one for each target that is a change.
         notes: what was left out or taken over, a line each.
     """
 
     adapter: Adapter
-    certificates: tuple[Certificate, ...]
+    retentions: tuple[Retention, ...]
     notes: tuple[str, ...]
 
 
@@ -86,7 +86,7 @@ def combine(parts: Sequence[Weighted], recipe: Recipe, *, progress: Progress | N
             targets.append(work.combined(shares))
             counted.advance(1)
     made = replace(document, targets=tuple(targets))
-    return Combination(made, tuple(work.certificates), (*notes, *renamed, *work.notes))
+    return Combination(made, tuple(work.retentions), (*notes, *renamed, *work.notes))
 
 
 def _under_one_name(parents: Sequence[Parent]) -> tuple[list[Adapter], list[str]]:
@@ -146,7 +146,7 @@ class _Work:
     """Combines the targets of one base tensor after the other, and remembers what there is to say."""
 
     def __init__(self, recipe: Recipe, adapters: Sequence[Adapter]) -> None:
-        self.certificates: list[Certificate] = []
+        self.retentions: list[Retention] = []
         self.notes: list[str] = []
         self._recipe = recipe
         self._mixture: Mixture | None = None
@@ -200,7 +200,7 @@ class _Work:
         kept = [stacked(together) for together in zip(*pieces, strict=True)]
         made = refilled(like, kept, self._recipe.dtype, scale=scale)
         exact = [matrix * scale for matrix in kept]
-        self.certificates.append(certified(made, exact, norm(exact), 0.0))
+        self.retentions.append(retained(made, exact, norm(exact), 0.0))
         return made
 
     def _summed(self, like: Target, shares: Sequence[_Share]) -> Target:
@@ -228,7 +228,7 @@ class _Work:
 
     def _written(self, like: Target, kept: Sequence[LowRank], whole: float, left_out: float) -> Target:
         made = refilled(like, kept, self._recipe.dtype)
-        self.certificates.append(certified(made, kept, whole, left_out))
+        self.retentions.append(retained(made, kept, whole, left_out))
         return made
 
     def _bias(self, like: Target, shares: Sequence[_Share]) -> Target:
@@ -239,8 +239,8 @@ class _Work:
         else:
             [mixed] = self._mixture.mixed(like.name, [share.target for share in shares], *_numbers(shares))
             exact = mixed.astype(np.float64)
-        target, certificate = bias_of(like, exact, self._recipe.dtype)
-        self.certificates.append(certificate)
+        target, retention = bias_of(like, exact, self._recipe.dtype)
+        self.retentions.append(retention)
         return target
 
 

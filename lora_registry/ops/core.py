@@ -54,10 +54,6 @@ class LowRank:
     def __mul__(self, factor: float) -> LowRank:
         return LowRank(self.left * factor, self.right)
 
-    def dense(self) -> Array:
-        """The whole matrix, float64 (out, in)."""
-        return np.asarray(self.left @ self.right)
-
 
 def stacked(parts: Sequence[LowRank]) -> LowRank:
     """The sum of ``parts`` as one product, exactly: the ranks add up."""

@@ -16,12 +16,12 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.ops.arrays import Array, from_array, widened
 from lora_registry.ops.base_model import BaseModel
-from lora_registry.ops.certificate import Certificate, bias_of, certified
 from lora_registry.ops.core import LowRank, one_thread
 from lora_registry.ops.dense import approximate
 from lora_registry.ops.fingerprint import target_fingerprint
 from lora_registry.ops.noise import rounding_noise
 from lora_registry.ops.recipe import check_dtype
+from lora_registry.ops.retention import Retention, bias_of, retained
 from lora_registry.ops.slices import refilled
 from lora_registry.ops.truncation import Truncation
 from lora_registry.progress import Counted, Progress
@@ -39,16 +39,16 @@ class Extracted:
     """One tensor that differs.
 
     Attributes:
-        certificate: how far the target is from the difference.
+        retention: how far the target is from the difference.
         noise: ‖rounding of the tuned weights‖ / ‖difference‖, expected: of what was left out, so much is rounding.
     """
 
-    certificate: Certificate
+    retention: Retention
     noise: float
 
     def to_json(self) -> dict[str, str | int | float | None]:
-        """The certificate, and the noise."""
-        return {**self.certificate.to_json(), "noise": self.noise}
+        """The retention, and the noise."""
+        return {**self.retention.to_json(), "noise": self.noise}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ def _matrix(
     )
     kept = [LowRank(found.matrix.right.T, found.matrix.left.T) if is_table else found.matrix]
     target = refilled(pair.fingerprinted(like), kept, dtype)
-    return target, Extracted(certified(target, kept, found.norm, found.error), noise.norm / found.norm)
+    return target, Extracted(retained(target, kept, found.norm, found.error), noise.norm / found.norm)
 
 
 def _other(name: str, pair: _Pair, dtype: str) -> tuple[Target, Extracted | None]:
@@ -221,5 +221,5 @@ def _other(name: str, pair: _Pair, dtype: str) -> tuple[Target, Extracted | None
         return pair.fingerprinted(full) if pair.fits(name) else full, None
     exact = pair.difference(name).astype(np.float64)
     like = Target(name=name, kind=Kind.BIAS, layout=("out",), shape=tuple(value.shape), tensors={})
-    target, certificate = bias_of(pair.fingerprinted(like), exact, dtype)
-    return target, Extracted(certificate, rounding_noise(value[None]).norm / certificate.norm)
+    target, retention = bias_of(pair.fingerprinted(like), exact, dtype)
+    return target, Extracted(retention, rounding_noise(value[None]).norm / retention.norm)

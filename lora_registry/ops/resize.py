@@ -10,11 +10,12 @@ import numpy as np
 
 from lora_registry.adapter import LOW_RANK, Adapter, Target
 from lora_registry.errors import UsageError
-from lora_registry.ops.certificate import Certificate, certified
 from lora_registry.ops.combinable import refuse_magnitude
 from lora_registry.ops.core import LowRank, Svd, one_thread, svd
 from lora_registry.ops.lineage import Parent, descendant
 from lora_registry.ops.lowering import DENSE, lowered
+from lora_registry.ops.recipe import check_dtype
+from lora_registry.ops.retention import Retention, retained
 from lora_registry.ops.slices import refilled, slices
 from lora_registry.ops.truncation import Truncation
 from lora_registry.progress import Counted, Progress
@@ -27,7 +28,7 @@ def resize(
     dtype: str = "F32",
     dense: bool = False,
     progress: Progress | None = None,
-) -> tuple[Adapter, tuple[Certificate, ...]]:
+) -> tuple[Adapter, tuple[Retention, ...]]:
     """The adapter with at most the ranks that ``truncation`` allows.
 
     A target whose rank is small enough already stays as it is, byte for byte. Targets without a rank do too: bias,
@@ -41,38 +42,39 @@ def resize(
         progress: called with the targets that are done, and with all.
 
     Returns:
-        The adapter, and a certificate for each target with factors.
+        The adapter, and what was kept of each target with factors.
 
     Raises:
-        UsageError: nothing is asked for.
+        UsageError: nothing is asked for, or no element type of factors.
         UnsupportedError: a magnitude (DoRA): how a direction is scaled depends on the base.
         InvalidInputError: a factor is not finite.
     """
     if not truncation:
         raise UsageError("a rank or an energy to keep")
+    check_dtype(dtype)
     counted = Counted(progress, len(parent.adapter))
-    targets, certificates = [], []
+    targets, retentions = [], []
     with one_thread():
         for target in parent.adapter:
             refuse_magnitude(target)
             plain = lowered(target) if dense and target.kind in DENSE else target
             if plain.kind in LOW_RANK:
-                plain, certificate = _resized(plain, truncation, dtype)
-                certificates.append(certificate)
+                plain, retention = _resized(plain, truncation, dtype)
+                retentions.append(retention)
             targets.append(plain)
             counted.advance(1)
     parameters = {**truncation.to_json(), "dtype": dtype}
-    return descendant([parent], targets, "resize", parameters)[0], tuple(certificates)
+    return descendant([parent], targets, "resize", parameters)[0], tuple(retentions)
 
 
-def _resized(target: Target, truncation: Truncation, dtype: str) -> tuple[Target, Certificate]:
+def _resized(target: Target, truncation: Truncation, dtype: str) -> tuple[Target, Retention]:
     matrices = slices(target)
     kept, whole, left_out = truncated(matrices, truncation)
     assert target.rank is not None
     if kept[0].rank * target.groups >= target.rank:
-        return target, Certificate(target.name, target.rank, whole)
+        return target, Retention(target.name, target.rank, whole)
     made = refilled(target, kept, dtype)
-    return made, certified(made, kept, whole, left_out)
+    return made, retained(made, kept, whole, left_out)
 
 
 def truncated(

@@ -83,7 +83,7 @@ def test_a_file_a_folder_and_a_reference_are_combined_by_their_weights(
 
 
 def test_the_combination_as_json(run: Run, native: Native, tmp_path: Path) -> None:
-    """What was asked for, the content, a certificate for each target, and the notes."""
+    """What was asked for, the content, what was kept of each target, and the notes."""
     one, two = native("one", sample(1)), native("two", replace(sample(2), info={"license": "ISC"}))
     arguments = ["--method", "svd", "--rank", "2", "--json", "-o", "both.safetensors"]
     shown = json.loads(run("combine", one, two, *arguments).stdout)

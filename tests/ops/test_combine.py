@@ -61,9 +61,9 @@ def test_a_sum_is_the_sum_of_the_changes_and_has_no_cross_terms(method: Method, 
     wanted = weighted([dense(one), dense(two)], (0.6, 0.3))
     assert apart(dense(only(made.adapter)), wanted) < 1e-13
     encode_adapter(made.adapter)
-    [certificate] = made.certificates
-    assert certificate.truncation == 0
-    assert certificate.norm == pytest.approx(np.linalg.norm(wanted), rel=1e-12)
+    [retention] = made.retentions
+    assert retention.truncation == 0
+    assert retention.norm == pytest.approx(np.linalg.norm(wanted), rel=1e-12)
     if one.kind is not Kind.BIAS:
         largest = OUT // one.groups if method is Method.LINEAR else 2 + 3  # four outputs have four ranks at most
         assert only(made.adapter).rank == one.groups * min(2 + 3, largest)
@@ -76,9 +76,9 @@ def test_the_rounding_that_is_certified_is_the_rounding_there_is(dtype: str, for
     one, two = target(seed=1, scale=0.7, **form), target(seed=2, rank=3, **form)
     made = mixed(Recipe(method=Method.LINEAR, dtype=dtype), (0.6, 0.3), one, two)
     wanted = weighted([dense(one), dense(two)], (0.6, 0.3))
-    [certificate] = made.certificates
-    assert certificate.rounding > 0
-    assert apart(dense(only(made.adapter)), wanted) == pytest.approx(certificate.rounding, rel=1e-4)
+    [retention] = made.retentions
+    assert retention.rounding > 0
+    assert apart(dense(only(made.adapter)), wanted) == pytest.approx(retention.rounding, rel=1e-4)
 
 
 def test_cat_keeps_the_bits_of_every_a_and_the_largest_b() -> None:
@@ -91,7 +91,7 @@ def test_cat_keeps_the_bits_of_every_a_and_the_largest_b() -> None:
     assert np.array_equal(a, np.concatenate([to_array(each.tensors["A"]) for each in (one, two)]))
     assert np.array_equal(b[:, :2], to_array(one.tensors["B"]))
     assert np.array_equal(b[:, 2:], to_array(two.tensors["B"]) / 2)
-    assert made.certificates[0].rounding == 0
+    assert made.retentions[0].rounding == 0
 
 
 @pytest.mark.parametrize("form", MERGEABLE)
@@ -111,16 +111,16 @@ def test_the_svd_of_the_sum_is_the_best_approximation(form: dict[str, Any]) -> N
     one, two = target(seed=1, rank=3, **form), target(seed=2, rank=3, **form)
     made = mixed(Recipe(method=Method.SVD, truncation=Truncation(rank=2), dtype="F64"), (1.0, -0.5), one, two)
     wanted, result = weighted([dense(one), dense(two)], (1.0, -0.5)), only(made.adapter)
-    [certificate] = made.certificates
+    [retention] = made.retentions
     if one.kind is Kind.BIAS:
         assert apart(dense(result), wanted) < 1e-15
         return
     assert result.rank == 2 * one.groups
-    assert apart(dense(result), wanted) == pytest.approx(certificate.truncation, rel=1e-9)
+    assert apart(dense(result), wanted) == pytest.approx(retention.truncation, rel=1e-9)
     parts = np.split(wanted, one.groups) if one.groups > 1 else wanted if one.kind is Kind.EXPERTS else [wanted]
     discarded = np.concatenate([np.linalg.svd(part, compute_uv=False)[2:] for part in parts])
-    assert certificate.truncation == pytest.approx(np.linalg.norm(discarded) / np.linalg.norm(wanted), rel=1e-9)
-    assert certificate.energy == pytest.approx(1 - certificate.truncation**2)
+    assert retention.truncation == pytest.approx(np.linalg.norm(discarded) / np.linalg.norm(wanted), rel=1e-9)
+    assert retention.energy == pytest.approx(1 - retention.truncation**2)
 
 
 def test_at_full_rank_the_probe_finds_the_same_change_in_every_method_of_the_sum() -> None:
@@ -141,7 +141,7 @@ def test_at_full_rank_the_probe_finds_the_same_change_in_every_method_of_the_sum
 
 
 def test_the_probe_finds_nothing_left_of_an_adapter_without_itself() -> None:
-    """A - A is no change at all, and has the certificate of zeros."""
+    """A - A is no change at all, and has the probe of zeros."""
     one = adapter(target(seed=1), target(Kind.EXPERTS, seed=2, name="x"), target(Kind.BIAS, seed=3, name="y"))
     made = subtract(Parent(one), Parent(one))
     probes = certify(made.adapter).targets

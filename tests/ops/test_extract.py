@@ -71,7 +71,7 @@ def test_a_merged_lora_comes_out_at_its_rank() -> None:
     assert target.fingerprint == fingerprint(base["q.weight"])
     assert made.base.name == "example/base"
     assert np.linalg.norm(delta(target) - change) / np.linalg.norm(change) < 1e-6
-    assert record.certificate.truncation == pytest.approx(record.noise, rel=0.2)
+    assert record.retention.truncation == pytest.approx(record.noise, rel=0.2)
     assert made.lineage["operation"] == "extract"
     encode_adapter(made)
 
@@ -85,7 +85,7 @@ def test_the_error_of_a_bfloat16_checkpoint_is_its_rounding() -> None:
     [target] = made.targets
     assert target.rank == 4
     assert record.noise > 0.01
-    assert record.certificate.truncation == pytest.approx(record.noise, rel=0.1)
+    assert record.retention.truncation == pytest.approx(record.noise, rel=0.1)
     # The change itself is found far better than the difference that it was found in.
     assert np.linalg.norm(delta(target) - change) / np.linalg.norm(change) < 0.3 * record.noise
 
@@ -114,10 +114,10 @@ def test_the_error_is_that_of_the_dense_difference(truncation: Truncation) -> No
     left = np.linalg.norm(difference - delta(made.targets[0])) / np.linalg.norm(difference)
     values = np.linalg.svd(difference, compute_uv=False)
     rank = made.targets[0].rank
-    assert left == pytest.approx(record.certificate.truncation, rel=1e-5)
+    assert left == pytest.approx(record.retention.truncation, rel=1e-5)
     assert left == pytest.approx(np.linalg.norm(values[rank:]) / np.linalg.norm(values), rel=1e-5)
     if truncation.energy is not None:
-        assert record.certificate.energy >= truncation.energy
+        assert record.retention.energy >= truncation.energy
 
 
 def test_tables_become_embeddings_and_the_merge_gives_the_checkpoint_back() -> None:

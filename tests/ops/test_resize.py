@@ -1,4 +1,4 @@
-"""Fewer ranks: the certificate is the dense error, and what is small enough stays as it is."""
+"""Fewer ranks: the certified error is the dense one, and what is small enough stays as it is."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def only(adapter: Adapter) -> Target:
 def test_the_certified_error_is_that_of_the_dense_change(truncation: Truncation, form: dict[str, Any]) -> None:
     """Frobenius, relative, from the discarded singular values alone."""
     one = target(rank=4, **form)
-    made, [certificate] = resize(Parent(adapter(one)), truncation, dtype="F64")
+    made, [retention] = resize(Parent(adapter(one)), truncation, dtype="F64")
     result = only(made)
     assert result.rank is not None
     assert one.rank is not None
     assert result.rank < one.rank
-    assert certificate.norm == pytest.approx(np.linalg.norm(dense(one)), rel=1e-12)
-    assert apart(dense(result), dense(one)) == pytest.approx(certificate.truncation, rel=1e-9)
-    assert certificate.rank == result.rank
+    assert retention.norm == pytest.approx(np.linalg.norm(dense(one)), rel=1e-12)
+    assert apart(dense(result), dense(one)) == pytest.approx(retention.truncation, rel=1e-9)
+    assert retention.rank == result.rank
     if truncation.energy is not None:
-        assert certificate.energy >= truncation.energy
+        assert retention.energy >= truncation.energy
 
 
 def test_an_energy_takes_the_fewest_ranks_that_hold_it() -> None:
@@ -68,9 +68,9 @@ def test_an_energy_takes_the_fewest_ranks_that_hold_it() -> None:
 def test_full_rank_is_the_adapter_itself(truncation: Truncation, form: dict[str, Any]) -> None:
     """The same content, bit for bit, bfloat16 factors included."""
     one = adapter(target(rank=3, **form))
-    made, [certificate] = resize(Parent(one), truncation)
+    made, [retention] = resize(Parent(one), truncation)
     assert content_digest(made) == content_digest(one)
-    assert (certificate.truncation, certificate.rounding, certificate.energy) == (0, 0, 1)
+    assert (retention.truncation, retention.rounding, retention.energy) == (0, 0, 1)
 
 
 def test_ranks_that_change_nothing_go_without_an_error() -> None:
@@ -78,9 +78,9 @@ def test_ranks_that_change_nothing_go_without_an_error() -> None:
     one = target(rank=2)
     a, b = (to_array(one.tensors[role]) for role in "AB")
     padded = replace(one, tensors={"A": from_array(np.vstack([a, a, a * 0])), "B": from_array(np.hstack([b, b, b]))})
-    made, [certificate] = resize(Parent(adapter(padded)), Truncation(energy=1.0))
+    made, [retention] = resize(Parent(adapter(padded)), Truncation(energy=1.0))
     assert only(made).rank == 2
-    assert certificate.truncation < 1e-12
+    assert retention.truncation < 1e-12
     assert not agree(certify(made), certify(adapter(padded)))
 
 
@@ -88,10 +88,10 @@ def test_a_change_of_nothing_has_rank_one() -> None:
     """The format has no rank 0."""
     one = target(rank=3)
     zero = replace(one, tensors={**one.tensors, "B": from_array(np.zeros((OUT, 3), np.float32))})
-    made, [certificate] = resize(Parent(adapter(zero)), Truncation(energy=0.9))
+    made, [retention] = resize(Parent(adapter(zero)), Truncation(energy=0.9))
     assert only(made).rank == 1
     assert not dense(only(made)).any()
-    assert (certificate.norm, certificate.truncation, certificate.rounding) == (0, 0, 0)
+    assert (retention.norm, retention.truncation, retention.rounding) == (0, 0, 0)
 
 
 def test_what_has_no_rank_stays_and_the_document_says_what_was_done() -> None:
@@ -107,8 +107,8 @@ def test_what_has_no_rank_stays_and_the_document_says_what_was_done() -> None:
         info={"title": "tone", "license": "MIT"},
         origin={"format": "peft", "config": {"r": 3}},
     )
-    made, certificates = resize(Parent(one, "team/tone:1"), Truncation(rank=1), dtype="BF16")
-    assert [certificate.target for certificate in certificates] == ["w"]
+    made, retentions = resize(Parent(one, "team/tone:1"), Truncation(rank=1), dtype="BF16")
+    assert [retention.target for retention in retentions] == ["w"]
     assert made.target("b") is one.target("b")
     assert made.target("h") is one.target("h")
     assert (made.info, made.origin, made.gate) == (one.info, {}, (7,))
@@ -130,6 +130,8 @@ def test_what_cannot_be_resized_is_refused_by_name() -> None:
         resize(Parent(adapter(broken)), Truncation(rank=1))
     with pytest.raises(UsageError, match="a rank or an energy"):
         resize(Parent(adapter(one)), Truncation())
+    with pytest.raises(UsageError, match="no type of factors"):
+        resize(Parent(adapter(one)), Truncation(rank=1), dtype="I8")
 
 
 @pytest.mark.parametrize(
@@ -157,8 +159,8 @@ def test_a_kronecker_product_is_lowered_to_the_rank_that_it_has(layout: tuple[st
     one, wanted = lokr(layout)
     assert lowered(one).rank == 4
     assert apart(dense(lowered(one)), wanted) < 1e-12
-    made, [certificate] = resize(Parent(adapter(one)), Truncation(rank=2), dense=True, dtype="F64")
-    assert apart(dense(only(made)), wanted) == pytest.approx(certificate.truncation, rel=1e-9)
+    made, [retention] = resize(Parent(adapter(one)), Truncation(rank=2), dense=True, dtype="F64")
+    assert apart(dense(only(made)), wanted) == pytest.approx(retention.truncation, rel=1e-9)
     same, none = resize(Parent(adapter(one)), Truncation(rank=2))
     assert (only(same), none) == (one, ())
 

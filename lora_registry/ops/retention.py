@@ -15,7 +15,7 @@ from lora_registry.ops.slices import distance
 
 
 @dataclass(frozen=True, slots=True)
-class Certificate:
+class Retention:
     """How far one target is from the exact result.
 
     Attributes:
@@ -49,8 +49,8 @@ class Certificate:
         }
 
 
-def certified(target: Target, kept: Sequence[LowRank], whole: float, left_out: float) -> Certificate:
-    """The certificate of a target with factors.
+def retained(target: Target, kept: Sequence[LowRank], whole: float, left_out: float) -> Retention:
+    """What was kept in a target with factors.
 
     Args:
         target: as it is written.
@@ -59,11 +59,11 @@ def certified(target: Target, kept: Sequence[LowRank], whole: float, left_out: f
         left_out: ‖exact - kept‖, Frobenius.
     """
     size = whole or norm(kept) or 1.0
-    return Certificate(target.name, target.rank, whole, left_out / size, distance(kept, target) / size)
+    return Retention(target.name, target.rank, whole, left_out / size, distance(kept, target) / size)
 
 
-def bias_of(like: Target, exact: Array, dtype: str) -> tuple[Target, Certificate]:
-    """A bias target of the change ``exact``, float64 (out,), rounded to ``dtype``, and its certificate.
+def bias_of(like: Target, exact: Array, dtype: str) -> tuple[Target, Retention]:
+    """A bias target of the change ``exact``, float64 (out,), rounded to ``dtype``, and what was kept.
 
     Raises:
         InvalidInputError: the change is not finite, or beyond the range of ``dtype``.
@@ -74,9 +74,9 @@ def bias_of(like: Target, exact: Array, dtype: str) -> tuple[Target, Certificate
     size = float(np.linalg.norm(exact))
     apart = float(np.linalg.norm(delta.astype(np.float64) - exact))
     target = replace(like, tensors={"delta": from_array(delta)}, scale=1.0, digests={})
-    return target, Certificate(like.name, None, size, rounding=apart / (size or 1.0))
+    return target, Retention(like.name, None, size, rounding=apart / (size or 1.0))
 
 
-def worst(certificates: Iterable[Certificate]) -> Certificate | None:
+def worst(retentions: Iterable[Retention]) -> Retention | None:
     """The one with the largest truncation; None where there is none."""
-    return max(certificates, key=lambda one: (one.truncation, one.rounding), default=None)
+    return max(retentions, key=lambda one: (one.truncation, one.rounding), default=None)
