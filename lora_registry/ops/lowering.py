@@ -6,6 +6,8 @@ Its singular value decomposition gives a linear or conv target of the rank that 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from lora_registry.adapter import LOW_RANK, Kind, Layout, Target
@@ -23,7 +25,7 @@ DENSE = (FACTORED - LOW_RANK) | {Kind.SPARSE}
 
 
 def lowered(target: Target, layout: Layout = ("out", "in")) -> Target:
-    """The same change as a linear or conv target with factors in F64, at the rank that it has.
+    """The same change as a linear or conv target with factors in F64, at the rank that it has; a value stays.
 
     Args:
         target: of a kind in :data:`DENSE`; any other is returned as it is.
@@ -39,14 +41,13 @@ def lowered(target: Target, layout: Layout = ("out", "in")) -> Target:
     own = target.layout or layout
     matrix = _dense(target) if own.index("out") < own.index("in") else _dense(target).T
     kind = Kind.CONV if len(own) > 2 else Kind.LINEAR
-    like = Target(
-        name=target.name,
+    like = replace(
+        target,
         kind=kind,
         layout=own,
-        shape=target.shape,
-        tensors={},
-        segments=target.segments,
-        fingerprint=target.fingerprint,
+        tensors={role: tensor for role, tensor in target.tensors.items() if role == "value"},
+        segments=target.segments if kind is Kind.LINEAR else None,
+        digests={},
     )
     return refilled(like, [_exact(matrix)], "F64")
 

@@ -42,7 +42,7 @@ def refilled(like: Target, matrices: Sequence[LowRank], dtype: str, *, scale: fl
     """A target of the same base tensor as ``like`` that makes another change.
 
     Args:
-        like: gives name, kind, layout, shape, groups and what describes the base.
+        like: gives name, kind, layout, shape, groups, what describes the base, and the tensors beside A and B.
         matrices: as :func:`slices` gives them, all of one rank; the change is ``scale`` times these.
         dtype: safetensors name of the element type of both factors.
         scale: of the new target.
@@ -57,8 +57,9 @@ def refilled(like: Target, matrices: Sequence[LowRank], dtype: str, *, scale: fl
         width = a.shape[2] // int(np.prod(kernel, dtype=int))
         a = a.reshape(-1, width, *kernel)
         b = b.reshape(-1, b.shape[2], *(1 for _ in kernel))
-    tensors = {role: from_array(_rounded(like.name, array, dtype)) for role, array in (("A", a), ("B", b))}
-    return replace(like, tensors=tensors, scale=scale, initial=0, digests={})
+    factors = {role: from_array(_rounded(like.name, array, dtype)) for role, array in (("A", a), ("B", b))}
+    digests = {role: digest for role, digest in like.digests.items() if role not in factors}
+    return replace(like, tensors={**like.tensors, **factors}, scale=scale, initial=0, digests=digests)
 
 
 def _rounded(name: str, array: Array, dtype: str) -> Array:

@@ -12,6 +12,7 @@ from algebra_adapters import EXPERTS, IN, OUT, adapter, apart, dense, target
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import InvalidInputError, UnsupportedError, UsageError
 from lora_registry.format.identity import content_digest
+from lora_registry.format.writer import encode_adapter
 from lora_registry.ops.agreement import agree
 from lora_registry.ops.arrays import from_array, to_array
 from lora_registry.ops.lineage import Parent
@@ -117,6 +118,17 @@ def test_what_has_no_rank_stays_and_the_document_says_what_was_done() -> None:
         "parameters": {"rank": 1, "dtype": "BF16"},
         "parents": [{"content": str(content_digest(one)), "name": "team/tone:1"}],
     }
+
+
+@pytest.mark.parametrize("kind", [Kind.LINEAR, Kind.LOKR])
+def test_the_value_that_a_change_is_made_on_stays(kind: Kind) -> None:
+    """It stands in for the base tensor; losing it would be losing most of the adapter."""
+    one = target(rank=3) if kind is Kind.LINEAR else lokr()[0]
+    valued = replace(one, tensors={**one.tensors, "value": from_array(np.ones((OUT, IN), np.float32))})
+    made, _ = resize(Parent(adapter(valued)), Truncation(rank=1), dense=True)
+    assert only(made).rank == 1
+    assert only(made).tensors["value"] is valued.tensors["value"]
+    encode_adapter(made)
 
 
 def test_what_cannot_be_resized_is_refused_by_name() -> None:
