@@ -7,7 +7,7 @@ import { FEATURES } from "./kinds.mjs";
 import { canonicalDocument, contentDigest as contentOf, rootDigest as rootOf } from "./identity.mjs";
 import { canonicalJson, hasLoneSurrogate } from "./json.mjs";
 import { examine } from "./rules.mjs";
-import { mergeTensors } from "./merge.mjs";
+import { mergeTensors, refuseUnmergeable } from "./merge.mjs";
 import { parseContainer, writeContainer } from "./container.mjs";
 import { probeTargets } from "./probe.mjs";
 
@@ -107,6 +107,7 @@ export function withTitle(adapter, title) {
  * @throws {AdapterError}
  */
 export function merge(adapter, base) {
+  refuseUnmergeable(adapter); // the adapter is judged before the base (section 15)
   const { container, findings } = parseContainer(asBytes(base));
   refuse(findings);
   return mergeTensors(adapter, container.tensors);

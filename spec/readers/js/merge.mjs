@@ -10,19 +10,26 @@ import { fingerprint } from "./identity.mjs";
 const sameShape = (a, b) => a.length === b.length && a.every((length, axis) => length === b[axis]);
 
 /**
+ * @param {import("./loreg.mjs").Adapter} adapter
+ * @throws {AdapterError} `unsupported` for a gate (P-046) and a grouped convolution (P-006)
+ */
+export function refuseUnmergeable(adapter) {
+  if (adapter.document.has("gate")) throw new AdapterError("unsupported", "P-046: an adapter with a gate is not merged");
+  for (const { name, groups } of adapter.targets) {
+    if (groups > 1) throw new AdapterError("unsupported", `P-006 ${name}: a grouped convolution has no place in its base`);
+  }
+}
+
+/**
  * The tensors of a base that an adapter changes, changed.
  *
  * @param {import("./loreg.mjs").Adapter} adapter
  * @param {Map<string, Tensor>} base tensors by name
  * @returns {{tensors: Map<string, Tensor>, fingerprints: Map<string, "same" | "other" | "none">}}
- * @throws {AdapterError} `unsupported` for a gate (P-046), a grouped convolution (P-006) and a float change of integers;
- *   `invalid-input` for a tensor that is missing or has another shape (P-012), and a result that is not finite (P-016)
+ * @throws {AdapterError} `invalid-input` for a tensor that is missing or has another shape (P-012), a result that is
+ *   not finite (P-016), and element types that do not fit (P-054)
  */
 export function mergeTensors(adapter, base) {
-  if (adapter.document.has("gate")) throw new AdapterError("unsupported", "P-046: an adapter with a gate is not merged");
-  for (const { name, groups } of adapter.targets) {
-    if (groups > 1) throw new AdapterError("unsupported", `P-006 ${name}: a grouped convolution has no place in its base`);
-  }
   const tensors = new Map();
   const fingerprints = new Map();
   for (const target of adapter.targets) {
@@ -61,17 +68,19 @@ function mergedTensor(target, tensor) {
   return merged;
 }
 
-/** P-016; rows that the base does not have are no concern of it. */
+/** P-016; a value beside factors stands for W, and rows that are added have no W at all. */
 function checkFinite(target, tensor, merged) {
-  const before = decode(tensor.dtype, tensor.bytes);
-  const after = decode(merged.dtype, merged.bytes);
-  if (before.some((element, index) => Number.isFinite(element) && !Number.isFinite(after[index]))) {
+  const stands = target.tensors.has("value") && target.kind !== "full" && target.kind !== "tokens";
+  const w = stands ? target.tensors.get("value") : tensor;
+  const before = decode(w.dtype, w.bytes);
+  const wasFinite = (index) => index >= before.length || Number.isFinite(before[index]);
+  if (decode(merged.dtype, merged.bytes).some((element, index) => !Number.isFinite(element) && wasFinite(index))) {
     throw new AdapterError("invalid-input", `P-016 ${target.name}: an element of the result is not finite`);
   }
 }
 
 function refuseIntegers(target, dtype) {
-  throw new AdapterError("unsupported", `${target.name}: the base stores ${dtype}, which has no place for the result`);
+  throw new AdapterError("invalid-input", `P-054 ${target.name}: the base stores ${dtype}, which has no place for the result`);
 }
 
 /** A value in the element type of the base: its bytes where that is its own. @returns {Tensor} */

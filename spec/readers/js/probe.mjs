@@ -175,7 +175,7 @@ function probeTarget(target) {
  *
  * @param {import("./loreg.mjs").Adapter} adapter
  * @returns {Map<string, Map<string, number[]>>}
- * @throws {AdapterError} `unsupported` where binary64 does not hold the numbers, or an element is not finite
+ * @throws {AdapterError} `invalid-input` where binary64 does not hold the numbers, or an element is not finite
  */
 export function probeTargets({ targets }) {
   const certificate = new Map();
@@ -184,7 +184,7 @@ export function probeTargets({ targets }) {
       certificate.set(target.name, probeTarget(target));
     } catch (error) {
       if (!(error instanceof OutOfRange)) throw error;
-      throw new AdapterError("unsupported", `P-051 ${target.name}: its numbers are beyond what binary64 holds`);
+      throw new AdapterError("invalid-input", `P-051 ${target.name}: its numbers are beyond what binary64 holds`);
     }
   }
   return certificate;
