@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
 
 from lora_registry.adapter import Adapter, Base, Json, Target
 from lora_registry.digest import Digest
@@ -16,8 +15,6 @@ from lora_registry.errors import InvalidInputError
 from lora_registry.format.edit import edited
 from lora_registry.format.identity import content_digest
 from lora_registry.text import plural
-
-_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from lora_registry.adapter import LOW_RANK, Kind, Layout, Target
-from lora_registry.errors import UnsupportedError
+from lora_registry.adapter import LAYOUTS, LOW_RANK, Kind, Layout, Target
+from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.ops.arrays import Array, to_array
 from lora_registry.ops.change import positions
-from lora_registry.ops.core import LowRank
 from lora_registry.ops.dense import approximate
 from lora_registry.ops.factors import FACTORED, change_matrix
 from lora_registry.ops.slices import refilled
@@ -32,14 +31,20 @@ def lowered(target: Target, layout: Layout = ("out", "in")) -> Target:
         layout: of the base tensor, which a sparse target does not state.
 
     Raises:
-        UnsupportedError: a sparse change of a tensor that is no matrix.
+        UnsupportedError: a sparse change of a tensor that is no matrix and no kernel.
+        InvalidInputError: the change is not finite.
     """
     if target.kind not in DENSE:
         return target
-    if target.kind is Kind.SPARSE and (target.shape is None or len(target.shape) != len(layout)):
-        raise UnsupportedError(f"{target.name}: a sparse change of a tensor with shape {target.shape} is no matrix")
+    assert target.shape is not None  # R-024: only tokens may leave it out
     own = target.layout or layout
-    matrix = _dense(target) if own.index("out") < own.index("in") else _dense(target).T
+    if own not in LAYOUTS[Kind.LINEAR] | LAYOUTS[Kind.CONV] or len(own) != len(target.shape):
+        raise UnsupportedError(f"{target.name}: a sparse change of shape {list(target.shape)} is not that of a matrix")
+    with np.errstate(over="ignore", invalid="ignore"):  # what goes wrong shows in the result, which is checked
+        matrix = _dense(target)
+    if not np.isfinite(matrix).all():
+        raise InvalidInputError(f"{target.name}: its change is not finite; the adapter is broken")
+    matrix = matrix if own.index("out") < own.index("in") else matrix.T
     kind = Kind.CONV if len(own) > 2 else Kind.LINEAR
     like = replace(
         target,
@@ -49,11 +54,7 @@ def lowered(target: Target, layout: Layout = ("out", "in")) -> Target:
         segments=target.segments if kind is Kind.LINEAR else None,
         digests={},
     )
-    return refilled(like, [_exact(matrix)], "F64")
-
-
-def _exact(matrix: Array) -> LowRank:
-    return approximate(matrix, Truncation()).matrix
+    return refilled(like, [approximate(matrix, Truncation()).matrix], "F64")
 
 
 def _dense(target: Target) -> Array:

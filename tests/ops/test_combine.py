@@ -263,6 +263,27 @@ def test_a_sparse_change_lies_as_the_base_stores_it() -> None:
             assert apart(dense(result), dense(beside) + logical) < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("shape", "beside"),
+    [((OUT,), target(Kind.BIAS)), ((3, OUT, 10), target(Kind.EXPERTS)), ((3, OUT, 10), None), ((), None)],
+    ids=["bias", "experts", "nothing", "scalar"],
+)
+def test_a_sparse_change_that_is_no_matrix_is_refused(shape: tuple[int, ...], beside: Target | None) -> None:
+    """Nobody knows which of its axes are outputs."""
+    tensors = {"index": from_array(np.array([0])), "delta": from_array(np.ones(1, np.float32))}
+    sparse = Target(name="w", kind=Kind.SPARSE, layout=(), shape=shape, tensors=tensors)
+    others = [] if beside is None else [beside]
+    with pytest.raises(UnsupportedError, match="w: a sparse change of shape"):
+        mixed(Recipe(dense=True), (1.0,) * (1 + len(others)), *others, sparse)
+
+
+def test_a_loha_change_that_is_not_finite_is_refused() -> None:
+    """Before its singular values are looked for."""
+    broken = replace(loha(), tensors={**loha().tensors, "B1": from_array(np.full((OUT, 2), np.nan, np.float32))})
+    with pytest.raises(InvalidInputError, match="w: its change is not finite"):
+        mixed(Recipe(dense=True), (1.0,), broken)
+
+
 def test_what_is_not_linear_is_refused_by_name() -> None:
     """DoRA depends on the base, and a gate is on for some tokens only."""
     magnitude = from_array(np.ones(OUT, np.float32))
