@@ -112,3 +112,20 @@ def test_what_cannot_be_asked_is_one_line(run: Run, arguments: tuple[str, ...], 
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (exit_code, "")
     assert message in result.stderr
+
+
+def test_the_last_words_of_a_program_are_shown_and_all_of_them_on_request(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A program that does not start says why on its standard error, which is otherwise kept quiet."""
+    script = tmp_path / "broken.py"
+    script.write_text("import sys\nprint('\\x1b[31mstarting', file=sys.stderr)\nimport no_such_module\n")
+    result = run("--entrypoint", f"{sys.executable} -S '{script}'")
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert lines[1] == "        ended with exit code 1"
+    assert lines[2] == "        | \\x1b[31mstarting"
+    assert lines[-2] == "        | ModuleNotFoundError: No module named 'no_such_module'"
+    assert capfd.readouterr().err == ""
+    assert "no_such_module" not in run("--entrypoint", f"{sys.executable} -S '{script}'", "--verbose").stdout
+    assert "No module named 'no_such_module'" in capfd.readouterr().err

@@ -384,6 +384,7 @@ def _data() -> Iterator[Vector]:
 
 def vectors() -> Iterator[Vector]:
     """All of them."""
+    assert BESIDES.keys() <= {(rule, name) for rule, cases in TABLES.items() for name, *_ in cases}
     for rule, cases in TABLES.items():
         for name, why, draft in cases:
             if draft is not None:
