@@ -1,0 +1,87 @@
+"""float8 weights with scales: one for each block of 128 x 128 (DeepSeek-V3), for each row, or for all of a tensor.
+
+The scale is ``W_scale_inv`` or ``W_scale``; by both names it is what the float8 is multiplied by. Element = W · scale
+in float32, cast to the dtype of the model (transformers 5.23, ``Fp8Dequantize``; DeepSeek-V3, ``weight_dequant``).
+Blocks at the end of an axis may be cut off, as DeepSeek's kernels have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lora_registry.adapter import Json
+from lora_registry.errors import InvalidInputError, UnsupportedError
+from lora_registry.ops.arrays import Array
+from lora_registry.quantized.grid import Grid
+from lora_registry.quantized.weight import Quantization, Scheme, Tensors
+
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+_SCALES = ("_scale_inv", "_scale")
+_ACTIVATIONS = ("input_scale", "activation_scale", "input_scale_ub", "output_scale")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fp8Weight:
+    """A weight in float8.
+
+    Attributes:
+        dtype: of the model.
+        parts: names of the stored tensors.
+        values: float8, of the shape of the weight.
+        scales: float32.
+    """
+
+    dtype: str
+    parts: tuple[str, ...]
+    values: Array
+    scales: Grid
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the float8."""
+        return tuple(self.values.shape)
+
+    def rows(self, first: int, last: int) -> Array:
+        """Rows of outputs."""
+        part = self.values.reshape(-1, self.shape[-1])[first:last]
+        result: Array = part.astype(np.float32) * self.scales.rows(first, last)
+        return result
+
+
+def find(tensors: Tensors, settings: Mapping[str, Json], dtype: str) -> Quantization | None:
+    """The float8 weights that have a scale; None where there are none.
+
+    Raises:
+        InvalidInputError: a scale does not fit its weight.
+        UnsupportedError: a float8 matrix has no scale, or scales are no floating-point numbers.
+    """
+    known = frozenset(tensors.names())
+    size = settings.get("weight_block_size")
+    block = (size[0], size[1]) if isinstance(size, list) and len(size) == 2 else None
+    if block is not None and not all(isinstance(each, int) and each > 0 for each in block):
+        raise InvalidInputError(f"quantization_config: weight_block_size {size} is not two lengths")
+    weights = {}
+    for name in sorted(known):
+        if tensors.dtype(name) not in FLOAT8 or len(tensors.shape(name)) < 2:
+            continue
+        scale = next((name + suffix for suffix in _SCALES if name + suffix in known), None)
+        if scale is None:
+            raise UnsupportedError(f"{name} is float8 without a scale beside it")
+        if tensors.dtype(scale) not in ("F32", "BF16", "F16"):
+            raise UnsupportedError(f"{scale} holds {tensors.dtype(scale)}; loreg reads scales in F32, BF16 or F16")
+        grid = Grid.over(tensors.shape(name), tensors.array(scale).astype(np.float32), block)  # type: ignore[arg-type]
+        if grid is None:
+            raise InvalidInputError(
+                f"{scale}: shape {list(tensors.shape(scale))} does not fit a weight of {list(tensors.shape(name))}"
+            )
+        weights[name] = Fp8Weight(dtype, (name, scale), tensors.array(name), grid)
+    if not weights:
+        return None
+    modules = {name.rpartition(".")[0] for name in weights}
+    dropped = {f"{module}.{each}" for module in modules for each in _ACTIVATIONS} & known
+    sizes = {weight.scales.block for weight in weights.values() if weight.scales.block != weight.shape[-2:]}
+    parameters: dict[str, Json] = {"block": list(sizes.pop())} if len(sizes) == 1 else {}
+    return Quantization(Scheme("fp8", parameters), weights, frozenset(dropped))
