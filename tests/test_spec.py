@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lora_registry import errors
-from lora_registry.adapter import LAYOUTS, Kind, Target, Tensor
+from lora_registry.adapter import LAYOUTS, Adapter, Kind, Target, Tensor
 from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import LoregError
@@ -26,11 +26,13 @@ from lora_registry.format.segment_rules import from_record
 from lora_registry.ops.arrays import from_array
 from lora_registry.ops.change import merged
 from lora_registry.ops.fingerprint import target_fingerprint
+from lora_registry.ops.probe import certify
 
 SPEC = Path(__file__).parent.parent / "spec"
 FORMAT = SPEC / "adapter-format.md"
 TEXT = FORMAT.read_text(encoding="utf-8")
 EXTENSIONS = (SPEC / "extensions.md").read_text(encoding="utf-8")
+CONFORMANCE = (SPEC / "conformance.md").read_text(encoding="utf-8")
 NOTHING: frozenset[str] = frozenset()
 RULE = re.compile(r"^\*\*([RP]-\d{3})\*\* (.*)$", re.MULTILINE)
 FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -43,11 +45,11 @@ def fences(tag: str, text: str = TEXT) -> list[tuple[str, Any]]:
     return [(label.partition(":")[2], json.loads(body)) for _, label, body in found]
 
 
-def prose() -> Iterator[str]:
-    """The lines of the text outside of fences, tables and headings."""
-    for line in FENCE.sub("", TEXT).splitlines():
+def prose(text: str = TEXT) -> Iterator[str]:
+    """The lines of the text outside of fences, tables and headings, without the numbers of lists."""
+    for line in FENCE.sub("", text).splitlines():
         if line and not line.startswith(("|", "#")):
-            yield line
+            yield re.sub(r"^\d+\. ", "", line)
 
 
 def table(*header: str, text: str = TEXT) -> list[list[str]]:
@@ -116,12 +118,12 @@ def test_a_rule_is_one_normative_sentence(rule: str, sentence: str) -> None:
 @pytest.mark.parametrize("word", ["must", "should", "may", "shall"])
 def test_key_words_are_in_capitals(word: str) -> None:
     """The key words of BCP 14 do not occur in lower case, where nobody knows whether they bind."""
-    assert re.findall(rf".*\b{word}\b.*", FENCE.sub("", TEXT)) == []
+    assert re.findall(rf".*\b{word}\b.*", FENCE.sub("", TEXT + EXTENSIONS + CONFORMANCE)) == []
 
 
 def test_one_sentence_a_line() -> None:
     """A line holds one sentence, so that changes of the text can be read."""
-    assert [line for line in prose() if re.search(r"[.?!] [A-Z]", line)] == []
+    assert [line for line in prose(TEXT + EXTENSIONS + CONFORMANCE) if re.search(r"[.?!] [A-Z]", line)] == []
 
 
 def test_key_words_outside_of_rules() -> None:
@@ -294,6 +296,21 @@ def test_root_example() -> None:
 def test_rows_example(example: dict[str, Any]) -> None:
     """The rows of the segments in the text are those of the code."""
     assert from_record(example["segments"]).rows() == example["rows"]
+
+
+def test_probe_example() -> None:
+    """The certificate in the text is that of the code, to the last digit: its numbers are integers."""
+    [(_, example)] = fences("r=probe")
+    factors = {role: np.array(example[role], dtype=np.float32) for role in ("A", "B")}
+    target = Target(
+        name="w",
+        kind=Kind(example["kind"]),
+        layout=tuple(example["layout"]),
+        shape=(factors["B"].shape[0], factors["A"].shape[1]),
+        scale=example["scale"],
+        tensors={role: from_array(array) for role, array in factors.items()},
+    )
+    assert certify(Adapter(targets=(target,))).to_json() == {"w": {"change": example["change"]}}
 
 
 CHANGES = [example for text in (TEXT, EXTENSIONS) for example in fences("r=change", text)[0][1]]
