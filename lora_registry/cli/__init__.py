@@ -26,6 +26,7 @@ from lora_registry.cli import (
     resize,
     show,
     tag,
+    unmerge,
     verify,
 )
 
@@ -33,7 +34,7 @@ _SECTIONS = {
     "Registry": ("push", "pull", "list", "show", "tag", "log", "rm"),
     "Adapters": ("audit", "probe", "convert", "formats"),
     "Algebra": ("combine", "resize", "compare", "extract"),
-    "Models": ("merge", "export", "verify"),
+    "Models": ("merge", "verify", "unmerge", "export"),
     "Upkeep": ("gc", "fsck", "reindex", "doctor", "conformance", "completion"),
 }
 
@@ -80,6 +81,7 @@ for _command in (
     merge.merge,
     export.export,
     verify.verify,
+    unmerge.unmerge,
     maintain.gc,
     maintain.fsck,
     maintain.reindex,

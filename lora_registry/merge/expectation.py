@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from lora_registry.adapter import Adapter, Json, Target
 from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.ties import FLAG, second_ties, tie_flag
+from lora_registry.merge.untouched import same_bytes
 from lora_registry.ops.tied import TiedPolicy, policy_for
 from lora_registry.text import listed
 
@@ -106,7 +105,7 @@ def _check_flag(result: Expectation, merged: Checkpoint, source: str, output: st
     """A loader that ties two tensors with values of their own drops one of them."""
     if tie_flag(merged.config) is True and {source, output} <= merged.places.keys():
         one, other = merged.array(source), merged.array(output)
-        if one.shape != other.shape or not np.array_equal(one.view(np.uint8), other.view(np.uint8)):
+        if one.shape != other.shape or one.dtype != other.dtype or not same_bytes(one, other):
             result.problems.append(
                 f"config.json ties {output} to {source}, and they hold different values: a loader keeps one of them"
             )
