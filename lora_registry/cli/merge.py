@@ -9,13 +9,12 @@ import click
 
 from lora_registry.cli._adapters import ADAPTER, open_any
 from lora_registry.cli._command import command, json_option, registry_option
-from lora_registry.cli._output import print_fields, print_json, size
+from lora_registry.cli._merge_report import print_preview, print_receipt
+from lora_registry.cli._output import print_json
 from lora_registry.cli._progress import progress
 from lora_registry.errors import UsageError
-from lora_registry.text import plural, printable
 
 if TYPE_CHECKING:
-    from lora_registry.merge.receipt import Receipt
     from lora_registry.ops.tied import TiedPolicy
 
 
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
     examples="""
 loreg merge support/tone:1 --base ./base -o ./merged
 loreg merge support/tone:1 --base base.onnx -o merged.onnx
-loreg merge ./my-peft-adapter --base ./base -o ./merged --dtype F32
+loreg merge ./my-peft-adapter --base ./base -o ./merged --dtype touched=F32
+loreg merge support/tone:1 --base ./base -o ./merged --dry-run
 """,
 )
 @click.argument("adapter", type=ADAPTER)
@@ -39,7 +39,18 @@ loreg merge ./my-peft-adapter --base ./base -o ./merged --dtype F32
     "--checkpoint", type=click.Path(path_type=Path), help="Checkpoint of an ONNX base, to find weights by value."
 )
 @click.option(
-    "--dtype", metavar="DTYPE", help="Write the merged tensors as this dtype, such as F32.  [default: as the base]"
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    metavar="[PATTERN=]DTYPE",
+    help="Write the weights as this dtype, such as F32; only those that match PATTERN, or that the adapter changes "
+    "(touched=F32). May be given several times; the last that matches decides.  [default: as the base]",
+)
+@click.option(
+    "--min-retention",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Refuse unless this share of every change survives the output's dtype, such as 0.9.",
 )
 @click.option(
     "--tied",
@@ -51,6 +62,10 @@ loreg merge ./my-peft-adapter --base ./base -o ./merged --dtype F32
 )
 @click.option("--allow-new", is_flag=True, help="Let full tensors be added that the base does not have.")
 @click.option("--require-exact", is_flag=True, help="Refuse unless every fingerprint of the base agrees.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: one a processor, at most 4]")
+@click.option("--no-hash", is_flag=True, help="Take no digests of the weights: faster, but the receipt proves nothing.")
+@click.option("--resume", is_flag=True, help="Go on with the same merge into OUTPUT that was killed.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 @registry_option
 @json_option
@@ -59,10 +74,15 @@ def merge(
     base: Path,
     output: Path,
     checkpoint: Path | None,
-    dtype: str | None,
+    dtypes: tuple[str, ...],
+    min_retention: float | None,
     tied: TiedPolicy,
     allow_new: bool,
     require_exact: bool,
+    workers: int | None,
+    no_hash: bool,
+    resume: bool,
+    dry_run: bool,
     overwrite: bool,
     registry_home: str | None,
     as_json: bool,
@@ -74,10 +94,37 @@ def merge(
     """
     opened = open_any(adapter, registry_home)
     into_onnx = base.suffix == ".onnx"
+    if dry_run and not into_onnx:
+        _refuse(checkpoint=checkpoint)
+        from lora_registry.merge.checkpoint import prepare
+        from lora_registry.merge.preview import preview
+
+        told = preview(
+            prepare(
+                opened.adapter,
+                base,
+                output,
+                dtype=dtypes,
+                tied=tied,
+                allow_new=allow_new,
+                require_exact=require_exact,
+                hashed=not no_hash,
+                overwrite=overwrite,
+            )
+        )
+        print_json(told.to_json()) if as_json else print_preview(told, output)
+        return
     unit = "tensors" if into_onnx else "bytes"
     with progress(f"merging into {output.name}", unit=unit, quiet=as_json) as advance:
         if into_onnx:
-            _refuse(dtype=dtype, allow_new=allow_new)
+            _refuse(
+                dtype=dtypes,
+                allow_new=allow_new,
+                workers=workers,
+                no_hash=no_hash,
+                resume=resume,
+                dry_run=dry_run,
+            )
             if output.suffix != ".onnx":
                 raise UsageError(f"{output}: the base is an ONNX model, so the output must be called *.onnx")
             from lora_registry.merge.onnx_model import merge_onnx
@@ -89,6 +136,7 @@ def merge(
                 base=checkpoint,
                 tied=tied,
                 require_exact=require_exact,
+                min_retention=min_retention,
                 overwrite=overwrite,
                 progress=advance,
             )
@@ -100,54 +148,25 @@ def merge(
                 opened.adapter,
                 base,
                 output,
-                dtype=dtype,
+                dtype=dtypes,
                 tied=tied,
                 allow_new=allow_new,
                 require_exact=require_exact,
+                min_retention=min_retention,
+                hashed=not no_hash,
+                workers=workers,
+                resume=resume,
                 overwrite=overwrite,
                 progress=advance,
             )
     if as_json:
         print_json(receipt.to_json())
     else:
-        _print(receipt, output)
+        print_receipt(receipt, output)
 
 
 def _refuse(**options: object) -> None:
     """Refuse options that mean nothing for this kind of base, instead of ignoring them."""
     for name, value in options.items():
-        if value:
+        if value not in (None, False, ()):
             raise UsageError(f"--{name.replace('_', '-')} is not for this kind of base")
-
-
-def _print(receipt: Receipt, output: Path) -> None:
-    from lora_registry.merge.receipt import receipt_path
-
-    click.echo(f"merged into {click.style(printable(str(output)), bold=True)}")
-    losses = [record.fidelity.relative_error for record in receipt.tensors if record.fidelity is not None]
-    print_fields(
-        [
-            ("adapter", receipt.adapter),
-            ("base", _VERDICTS[receipt.verdict]),
-            ("merged", f"{plural(len(receipt.tensors), 'tensor')} from {_targets(receipt)}"),
-            ("lost to rounding", f"{max(losses):.2%} of the worst change, {sum(losses) / len(losses):.2%} on average")
-            if losses
-            else ("lost to rounding", None),
-            ("written", ", ".join(f"{record.name} ({size(record.size)})" for record in receipt.outputs[:4])),
-            ("receipt", receipt_path(output)),
-        ]
-    )
-    for note in receipt.notes:
-        click.echo(f"{click.style('note', fg='cyan')}     {printable(note)}", err=True)
-    for warning in receipt.warnings:
-        click.echo(f"{click.style('warning', fg='yellow')}  {printable(warning)}", err=True)
-
-
-def _targets(receipt: Receipt) -> str:
-    return plural(len({record.target for record in receipt.tensors}), "target")
-
-
-_VERDICTS = {
-    "exact": "the one that the adapter was made for, by its fingerprints",
-    "same-shapes": "fits in names and shapes; its weights are other ones, or not known to be the same",
-}

@@ -22,6 +22,7 @@
 :mod:`~.companions`    the other files of a folder
 :mod:`~.documents`     these files, configuration and index, written
 :mod:`~.checkpoint`    the merge of a safetensors checkpoint
+:mod:`~.preview`       what it would do, told without doing it
 :mod:`~.onnx_model`    the merge into an ONNX model
 :mod:`~.receipt`       what a merge did
 ====================== ==================================================================

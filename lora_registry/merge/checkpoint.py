@@ -155,7 +155,7 @@ def merge_checkpoint(
 ) -> Receipt:
     """Write base + adapter as a new checkpoint in the layout of the base.
 
-    The sum is accumulated in float32 (float64 for F64 tensors) and rounded once. Files that do not change
+    The sum is accumulated in float32 (float64 for F32 and F64 tensors) and rounded once. Files that do not change
     are byte-identical copies; in those that do, headers and untouched tensors stay byte-identical unless
     a tensor is added or converted. Memory is that of the factors of one target and a few blocks for each worker.
 

@@ -1,5 +1,9 @@
 """The arithmetic of one block: elements of the base in, elements of the output and the sums of its fidelity out.
 
+A sum is computed in a type wider than that of the output and rounded once: in float32 for types of 8 and 16 bits,
+in float64 for F32 and F64. So the result is, but for a few elements in a hundred thousand that are one unit in the
+last place off, the correctly rounded one, and does not depend on the machine's BLAS.
+
 Everything happens in buffers that a worker has for all of its blocks. The casts between bfloat16 and float32
 are those of ml_dtypes, which let go of the interpreter lock and beat the same by integer arithmetic (measured:
 0.33 ns an element for the rounding against 0.52).
@@ -59,11 +63,14 @@ class Kernel:
         self._floating = DTYPES[part.entry.dtype].floating
         self._value: Array | None = None
         self._mergers: list[RowMerger] = []
-        computed = self._read_as
         if part.changes and part.changes[0].kind is Kind.FULL:
             self._value = to_array(part.changes[0].tensors["value"]).reshape(-1)
-            computed = self._value.dtype
-        compute: type[np.floating[Any]] = np.float64 if computed == np.float64 else np.float32
+            wide = self._value.dtype == np.float64
+        elif part.changes:
+            wide = np.float64 in (self._read_as, self._write_as) or self._write_as == np.float32
+        else:
+            wide = self._read_as == np.float64
+        compute: type[np.floating[Any]] = np.float64 if wide else np.float32
         self._compute: np.dtype[Any] = np.dtype(compute)
         if part.changes and self._value is None:
             self._mergers = [RowMerger(target, part.entry.shape, compute) for target in part.changes]

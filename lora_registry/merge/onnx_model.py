@@ -20,6 +20,7 @@ from lora_registry.format.identity import content_digest, root_digest
 from lora_registry.merge.base import open_base
 from lora_registry.merge.fit import Fit, Verdict, fit
 from lora_registry.merge.receipt import FileRecord, Receipt, TensorRecord, receipt_path
+from lora_registry.merge.retention import check_share, require_retention
 from lora_registry.onnx.evidence import VALUE_MATCH
 from lora_registry.onnx.model import OnnxModel, dtype_of
 from lora_registry.onnx.patch import Maker, Patch
@@ -53,6 +54,7 @@ def merge_onnx(
     base: str | Path | None = None,
     tied: TiedPolicy = "untie",
     require_exact: bool = False,
+    min_retention: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Receipt:
@@ -68,6 +70,7 @@ def merge_onnx(
             it, tensors are found by their values, and every name that was found is confirmed.
         tied: what happens to a tensor that is read both as embedding rows and as the matrix of the head.
         require_exact: refuse unless fingerprints prove that this is the base the adapter was made for.
+        min_retention: from 0 to 1; refuse if less than this share of any target's change survives the rounding.
         overwrite: whether outputs may exist.
         progress: called with the number of initializers made anew, and of all.
 
@@ -76,9 +79,11 @@ def merge_onnx(
         UnsupportedError: the targets are quantized, or read by operators that loreg does not know; the adapter has
             a gate, or a change cannot be merged.
         InconclusiveError: the adapter's names fit the graph in several ways.
+        IntegrityError: less of a change survived than ``min_retention`` asks for.
         ConflictError: an output exists; or a tensor is tied, and ``tied`` is ``error``.
         NotAllowedError, NotFoundError, MachineError: see :func:`lora_registry.onnx.save.save`.
     """
+    check_share(min_retention)
     check_mergeable(adapter)
     model, out = OnnxModel.open(model_path), Path(out)
     checkpoint = open_base(base) if base is not None else None
@@ -96,6 +101,7 @@ def merge_onnx(
     merging.patch.annotate(_metadata(model, identity, view, adapter, fitted.verdict))
 
     def receipt_for(saved: Sequence[SavedFile]) -> Receipt:
+        require_retention(merging.records(), min_retention)
         return Receipt(
             kind="onnx",
             adapter=identity,

@@ -39,6 +39,6 @@ def require_retention(records: Iterable[TensorRecord], least: float | None) -> N
     share, name, dtype = below[0]
     raise IntegrityError(
         f"{plural(len(below), 'tensor')} of {len(kept)} keep less than {least:.0%} of the change, {name} the least: "
-        f"{share:.0%} in {dtype}; nothing was written. Keep them in float32 (dtype touched=F32), or serve the adapter "
+        f"{share:.1%} in {dtype}; nothing was written. Keep them in float32 (dtype touched=F32), or serve the adapter "
         "unmerged"
     )

@@ -154,7 +154,7 @@ def test_broken_factors_are_refused(tmp_path: Path) -> None:
     path = base_of(tmp_path, w=np.zeros((4, 3), np.float32))
     target = replace(linear("w", 4, 3), scale=1e38)
     broken = replace(target, tensors={**target.tensors, "A": from_array(np.full((2, 3), 1e9, np.float32))})
-    with pytest.raises(InvalidInputError, match="not finite"):
+    with pytest.raises(InvalidInputError, match="beyond the range of F32"):
         merge_checkpoint(Adapter(targets=(broken,)), path, tmp_path / "out.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["base.safetensors"]
 

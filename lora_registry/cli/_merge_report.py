@@ -1,0 +1,86 @@
+"""What ``loreg merge`` prints: what it did, or what it would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_registry.cli._output import print_fields, print_table, size
+from lora_registry.text import plural, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lora_registry.merge.preview import FilePreview, Preview
+    from lora_registry.merge.receipt import Receipt
+
+_VERDICTS = {
+    "exact": "the one that the adapter was made for, by its fingerprints",
+    "same-shapes": "fits in names and shapes; its weights are other ones, or not known to be the same",
+}
+
+
+def print_receipt(receipt: Receipt, output: Path) -> None:
+    """What a merge did."""
+    from lora_registry.merge.receipt import receipt_path
+
+    click.echo(f"merged into {click.style(printable(str(output)), bold=True)}")
+    losses = [record.fidelity.relative_error for record in receipt.tensors if record.fidelity is not None]
+    print_fields(
+        [
+            ("adapter", receipt.adapter),
+            ("base", _VERDICTS[receipt.verdict]),
+            ("merged", f"{plural(len(receipt.tensors), 'tensor')} from {_targets(receipt)}"),
+            ("lost to rounding", f"{max(losses):.2%} of the worst change, {sum(losses) / len(losses):.2%} on average")
+            if losses
+            else ("lost to rounding", None),
+            ("written", ", ".join(f"{record.name} ({size(record.size)})" for record in receipt.outputs[:4])),
+            ("receipt", receipt_path(output)),
+        ]
+    )
+    _print_notes(receipt.notes)
+    for warning in receipt.warnings:
+        click.echo(f"{click.style('warning', fg='yellow')}  {printable(warning)}", err=True)
+
+
+def print_preview(preview: Preview, output: Path) -> None:
+    """What a merge would do."""
+    from lora_registry.merge.ranges import Treatment
+
+    click.echo(f"would merge into {click.style(printable(str(output)), bold=True)}; nothing was written")
+    rows = [_file_row(file) for file in preview.files]
+    print_table(
+        ["file", "size", "ranges", "copied", "merged", "converted", "added"],
+        rows,
+        right=["size", "ranges", "copied", "merged", "converted", "added"],
+    )
+    print_fields(
+        [
+            ("base", _VERDICTS[preview.verdict]),
+            ("merged", f"{plural(len(preview.tensors), 'tensor')}, {size(preview.bytes(Treatment.MERGE))}"),
+            ("copied", size(preview.bytes(Treatment.COPY))),
+            ("dtypes", ", ".join(f"{plural(count, 'tensor')} {name}" for name, count in preview.dtypes.items())),
+            ("ties", ", ".join(f"{name} = {source}" for name, source in preview.ties.items())),
+            ("other files", size(preview.others) if preview.others else None),
+            ("room", f"{size(preview.needed)} needed, {size(preview.free)} free"),
+        ]
+    )
+    _print_notes(preview.notes)
+
+
+def _file_row(file: FilePreview) -> list[str]:
+    from lora_registry.merge.ranges import Treatment
+
+    ways = (Treatment.COPY, Treatment.MERGE, Treatment.CONVERT, Treatment.ADD)
+    return [file.name, size(file.size), str(len(file.ranges)), *(size(file.bytes(way)) for way in ways)]
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        click.echo(f"{click.style('note', fg='cyan')}     {printable(note)}", err=True)
+
+
+def _targets(receipt: Receipt) -> str:
+    return plural(len({record.target for record in receipt.tensors}), "target")
