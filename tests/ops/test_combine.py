@@ -200,6 +200,15 @@ def test_outputs_in_another_order_are_put_into_that_of_the_first() -> None:
     assert apart(dense(result), dense(one) + np.roll(dense(two), -4, axis=0)) < 1e-6
 
 
+def test_ranks_that_undo_an_initialization_are_ranks_like_others_afterwards() -> None:
+    """PiSSA's negated initial factors are part of the change, and no longer the last ranks of the sum."""
+    one = target(seed=1, rank=4, initial=2)
+    for method in (Method.CAT, Method.LINEAR):
+        result = only(mixed(Recipe(method=method), (1.0, 1.0), one, target(seed=2)).adapter)
+        assert result.initial == 0
+        assert apart(dense(result), dense(one) + dense(target(seed=2))) < 1e-6
+
+
 def test_a_tensor_that_only_some_change_is_changed_by_those() -> None:
     """No adapter has to have every target."""
     one = adapter(target(seed=1), target(seed=2, name="x"))
@@ -418,6 +427,15 @@ def test_dare_is_repeatable_by_its_seed_and_right_on_average() -> None:
     mean: Array = np.mean([dense(only(drawn(seed))) for seed in range(400)], axis=0)
     # One draw has the variance x²(1/p - 1), which is ‖x‖² at p = 1/2: 400 of them are within 5 % of it.
     assert apart(mean, weighted([dense(one), dense(two)], (0.7, 0.3))) < 0.08
+
+
+def test_each_adapter_and_each_tensor_draws_for_itself() -> None:
+    """One draw for all would drop the same elements everywhere, and the errors would add up instead of averaging."""
+    recipe = replace(ELEMENTS, method=Method.DARE)
+    one = target(seed=1)
+    assert np.linalg.norm(dense(only(mixed(recipe, (1.0, -1.0), one, one).adapter))) > 0.1 * np.linalg.norm(dense(one))
+    twice = combine([Weighted(Parent(adapter(one, replace(one, name="x"))))], recipe).adapter
+    assert apart(dense(twice.target("w")), dense(twice.target("x"))) > 0.1
 
 
 def test_elementwise_methods_keep_experts_apart_and_take_biases_along() -> None:
