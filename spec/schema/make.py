@@ -23,6 +23,8 @@ PATH = Path(__file__).with_name("document.schema.json")
 STRING: Schema = {"type": "string"}
 OBJECT: Schema = {"type": "object"}
 DIGEST: Schema = {"$ref": "#/$defs/digest"}
+ONE_LINE: Schema = {"not": {"pattern": "\n"}}
+"""Beside a pattern: in some engines $ lets a line feed pass."""
 
 
 def strings(*names: str) -> Schema:
@@ -49,10 +51,9 @@ def array(items: Schema, **bounds: Any) -> Schema:
 
 
 DEFINITIONS: Schema = {
-    # The length is said twice because $ lets a line feed pass in some engines.
-    "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$", "maxLength": 71},
+    "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$", **ONE_LINE},
     "length": integer(1, AXIS_LENGTH),
-    "features": array({"type": "string", "pattern": "^[a-z0-9.-]{1,100}$"}, uniqueItems=True),
+    "features": array({"type": "string", "pattern": "^[a-z0-9.-]{1,100}$", **ONE_LINE}, uniqueItems=True),
     "segments": record(
         ["parts"],
         {
@@ -147,7 +148,7 @@ def document() -> Schema:
     """The schema of the document."""
     definitions = DEFINITIONS | {kind.value: target(kind) for kind in Kind}
     by_kind = [{"$ref": f"#/$defs/{kind.value}"} for kind in Kind]
-    name = {"pattern": f"^[!-~]{{1,{NAME_BYTES}}}$"}
+    name = {"pattern": f"^[!-~]{{1,{NAME_BYTES}}}$", **ONE_LINE}
     dataset = record(["name"], strings("name", "revision", "license"))
     view = record(["scheme"], strings("scheme"))
     fields: Schema = {
@@ -176,7 +177,7 @@ def document() -> Schema:
         "training": record([], strings("tool", "version") | {"datasets": array(dataset)}),
         "extensions": {
             "type": "object",
-            "propertyNames": {"pattern": r"^[a-z0-9-]+(\.[a-z0-9-]+)+$"},
+            "propertyNames": {"pattern": r"^[a-z0-9-]+(\.[a-z0-9-]+)+$", **ONE_LINE},
             "additionalProperties": OBJECT,
         },
         "targets": {

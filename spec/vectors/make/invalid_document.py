@@ -36,6 +36,15 @@ def spelled(old: str, new: str) -> bytes:
     return text(document.replace(old, new, 1))
 
 
+def respelled(fields: dict[str, Any], old: str, new: str) -> bytes:
+    """The sound linear adapter with these fields of the document, one part of them in another spelling."""
+    draft = samples.linear()
+    draft.document.update(fields)
+    document = canonical.encode(draft.document).decode()
+    assert old in document
+    return text(document.replace(old, new, 1))
+
+
 def metadata(entries: dict[str, str] | None) -> bytes:
     """The tensors of the sound linear adapter, with this string map."""
     return container.sealed(samples.linear().tensors, entries)
@@ -91,6 +100,7 @@ KEYS = (
     (("R-009", "R-021"), "space", "a space in a name is one in its keys", renamed(samples.full(), "norm weight")),
     (("R-009", "R-021"), "umlaut", "a letter that looks like another", renamed(samples.full(), "w\u0435ight")),
     (("R-009", "R-021"), "escape", "a control character in a name", renamed(samples.full(), "w\x1b[2J")),
+    (("R-009", "R-021"), "line-feed", "a line feed behind a name", renamed(samples.full(), "weight\n")),
     (("R-009", "R-021"), "long", "a name of 257 characters", renamed(samples.full(), "n" * 257)),
     ("R-021", "empty", "a target without a name", renamed(samples.full(), "")),
     ("R-011", "other-key", "metadata of another program", metadata({"format": "pt"})),
@@ -150,6 +160,7 @@ REQUIREMENTS = (
     ("number", "a name that is a number", top(requires={"write": [1]})),
     ("upper-case", "a name in upper case", top(requires={"write": ["X"]})),
     ("empty-name", "a name of no characters", top(requires={"write": [""]})),
+    ("line-feed", "a name with a line feed behind it", top(requires={"write": ["a\n"]})),
     ("long-name", "a name of 101 characters", top(requires={"write": ["a" * 101]})),
     ("not-sorted", "names that are not sorted", top(requires={"write": ["b", "a"]})),
     ("twice", "a name twice", top(requires={"write": ["a", "a"]})),
@@ -202,6 +213,8 @@ GATE = (
     ("negative", "a negative token", gated({"tokens": [1, -1]})),
     ("true", "a token that is true", gated({"tokens": [True]})),
     ("string", "a token that is text", gated({"tokens": ["<tool>"]})),
+    ("fraction", "a token with a fraction of zero", None),
+    ("minus-zero", "a token of -0", None),
     ("second-member", "a member besides the tokens", gated({"tokens": [1], "side": "left"})),
 )
 TOKENIZER = (
@@ -313,5 +326,10 @@ def vectors() -> Iterator[Vector]:
         for name, why, data in cases:
             needs = {"read-not-sorted": ("gate", "loha"), "other": ("loha",)}.get(name, ())
             yield invalid(name, rule, why, data, needs, ("P-040",) if name == "alone" else ())
+    numbers = {"fraction": "7.0", "minus-zero": "-0"}
     for name, why, data in GATE:
-        yield invalid(name, "R-018", why, data, ("gate",))
+        found = respelled({"requires": {"read": ["gate"]}, "gate": {"tokens": [7]}}, "[7]", f"[{numbers.get(name)}]")
+        yield invalid(name, "R-018", why, found if data is None else data, ("gate",))
+    for name, number in numbers.items():
+        found = respelled({"tokenizer": {"added": [{"id": 7, "text": "x"}]}}, '"id":7', f'"id":{number}')
+        yield invalid(f"id-{name}", "R-019", f"an id of {number}", found)
