@@ -89,11 +89,11 @@ def print_retentions(retentions: Sequence[Retention], before: Adapter | None = N
     """
     from lora_registry.ops.retention import worst
 
-    ranks = {target.name: target.rank for target in before} if before is not None else {}
+    was = {target.name: f"{target.rank} -> " for target in before or () if target.rank is not None}
     rows = [
         (
             one.target,
-            "-" if one.rank is None else f"{ranks[one.target]} -> {one.rank}" if ranks.get(one.target) else one.rank,
+            "-" if one.rank is None else f"{was.get(one.target, '')}{one.rank}",
             f"{one.norm:.4g}",
             percent(one.energy),
             f"{one.truncation:.3g}",
@@ -116,7 +116,7 @@ def ranks(adapter: Adapter) -> str:
 
 
 def percent(share: float) -> str:
-    """``97.3%``; 100% is printed only where nothing that a float could tell is missing."""
+    """``97.3125%``; 100% is printed only where nothing that a float could tell is missing."""
     return "100%" if share == 1 else f"{min(share, 0.999999):.4%}"
 
 

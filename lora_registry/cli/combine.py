@@ -97,8 +97,8 @@ def combine(
 ) -> None:
     """Write one adapter out of several: a weighted sum, or what a method makes of them.
 
-    Weights multiply the changes s·B·A; a negative one takes a change away. The sums have no cross terms: PEFT's
-    `linear`, which adds the A and the B, is not offered, nor is its `ties`, which elects signs in A and in B.
+    Weights multiply the changes s·B·A as they are; a negative one takes a change away. The sums have no cross terms:
+    PEFT's `linear`, which adds the A and the B, is not offered, nor is its `ties`, which elects signs in A and in B.
     DoRA, activated LoRA and replaced values have no weighted sum and are refused by name.
     """
     from lora_registry.format.identity import content_digest

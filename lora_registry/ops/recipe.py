@@ -26,7 +26,8 @@ class Method(StrEnum):
     magnitude    Σ wᵢ·ΔWᵢ of the largest elements of each (PEFT: ``magnitude_prune_svd``)
     ============ ==================================================================================================
 
-    The last three act on the elements of the ΔWᵢ, so that their result has full rank and is truncated.
+    The last three act on the elements of the ΔWᵢ, so that their result has full rank and is truncated. Weights are
+    taken as they are, as PEFT does; mergekit's ``linear`` divides them by their sum.
     """
 
     CAT = "cat"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import ml_dtypes
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from lora_registry.format.identity import content_digest
 from lora_registry.format.reader import read_adapter
 from lora_registry.format.writer import write_adapter
 from lora_registry.ops.arrays import from_array
+from lora_registry.ops.election import Convention
+from lora_registry.ops.recipe import Method
 
 Run = Callable[..., Result]
 Native = Callable[[str, Adapter], Path]
@@ -125,6 +128,17 @@ def test_every_method_writes_a_file_that_says_how_it_was_made(
     for option, value in zip(options[::2], options[1::2], strict=True):
         stated = parameters[option.removeprefix("--")]
         assert stated == (value if isinstance(stated, str) else float(value))
+
+
+def test_the_choices_are_the_methods_and_conventions_there_are() -> None:
+    """The command names them by itself, because listing them must not load numpy."""
+    choices = {
+        parameter.name: tuple(parameter.type.choices)
+        for parameter in main.commands["combine"].params
+        if isinstance(parameter.type, click.Choice)
+    }
+    assert choices["method"] == tuple(method.value for method in Method)
+    assert choices["convention"] == tuple(convention.value for convention in Convention)
 
 
 def test_an_adapter_whose_name_has_an_equals_sign_is_found(run: Run, native: Native) -> None:
