@@ -144,7 +144,8 @@ def _matrices(target: Target) -> list[LowRank]:
     if target.kind in LOW_RANK:
         return slices(target)
     assert target.kind is Kind.BIAS, target.kind
-    delta = to_array(target.tensors["delta"]).astype(np.float64) * target.scale
+    with np.errstate(over="ignore", invalid="ignore"):  # what goes wrong shows in the result, which is checked
+        delta = to_array(target.tensors["delta"]).astype(np.float64) * target.scale
     if not np.isfinite(delta).all():
         raise InvalidInputError(f"{target.name}: its change is not finite; the adapter is broken")
     return [LowRank(delta[:, None], np.ones((1, 1)))]
@@ -166,11 +167,11 @@ def _conflict(pairs: Sequence[tuple[LowRank, LowRank]]) -> tuple[float, float]:
     apart = together = 0.0
     for x, y in pairs:
         for rows in _row_blocks(x):
-            a, b = ((each.left[rows] @ each.right).astype(np.float32) for each in (x, y))
+            a, b = (each.left[rows] @ each.right for each in (x, y))
             opposite += int(np.count_nonzero((a > 0) & (b < 0))) + int(np.count_nonzero((a < 0) & (b > 0)))
             elements += a.size
-            apart += float(np.abs(a).sum(dtype=np.float64)) + float(np.abs(b).sum(dtype=np.float64))
-            together += float(np.abs(a + b).sum(dtype=np.float64))
+            apart += float(np.abs(a).sum() + np.abs(b).sum())
+            together += float(np.abs(a + b).sum())
     return opposite / elements, max(0.0, 1 - together / apart) if apart else 0.0
 
 

@@ -105,6 +105,16 @@ def test_what_only_one_changes_and_what_is_no_change_is_named() -> None:
     assert dense_too.cosine == pytest.approx(1)
 
 
+def test_what_is_not_finite_cannot_be_compared() -> None:
+    """A matrix and a bias."""
+    for kind, role in ((Kind.LINEAR, "B"), (Kind.BIAS, "delta")):
+        broken = target(kind)
+        nan = from_array(np.full(broken.tensors[role].shape, np.nan, np.float32))
+        broken = replace(broken, tensors={**broken.tensors, role: nan})
+        with pytest.raises(InvalidInputError, match="w: its change is not finite"):
+            compare(adapter(target(kind)), adapter(broken))
+
+
 def test_targets_of_other_shapes_cannot_be_compared() -> None:
     """They are not of one base."""
     with pytest.raises(InvalidInputError, match="differ in its kind"):
