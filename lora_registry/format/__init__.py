@@ -5,7 +5,8 @@
 :mod:`~.canonical`          JSON with one spelling
 :mod:`~.document`           the adapter's metadata as one JSON document, and back
 :mod:`~.rules`              every checkable rule with its id in the specification
-:mod:`~.target_rules`       those about one target
+:mod:`~.target_rules`       those about one target, field by field
+:mod:`~.shape_rules`        those about its fields and the shapes of its tensors together
 :mod:`~.segment_rules`      those about the segments of a fused tensor
 :mod:`~.description_rules`  those about what only describes
 :mod:`~.data_rules`         the rules that only the data can break

@@ -2,8 +2,9 @@
 
 The functions are pure: they take the parsed document and the list of tensors, do no input or output, and
 return everything they find. Readers, writers and validators call the same ones, so that what is written is
-what can be read. R-001 to R-010, the framing, are checked where the bytes are, in ``container``; what
-describes an adapter in ``description_rules``, and a target in ``target_rules``.
+what can be read. R-001 to R-008 and R-010, the framing, are checked where the bytes are, in ``container``; R-035
+and R-045, which need the data, in ``data_rules``; what describes an adapter in ``description_rules``, and a target
+in ``target_rules``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from lora_registry.format.canonical import is_integers
 from lora_registry.format.description_rules import check_descriptions
 from lora_registry.format.features import FEATURES, GATE, KIND_FEATURES
 from lora_registry.format.limits import NAME_BYTES
-from lora_registry.format.target_rules import Spec, check_target
+from lora_registry.format.shape_rules import TensorSpec
+from lora_registry.format.target_rules import check_target
 
 FORMAT_MAJOR = 1
 KEY = "loreg"
@@ -78,8 +80,8 @@ _FEATURE = re.compile(r"[a-z0-9.-]{1,100}", re.ASCII)
 _NAME = re.compile(rf"[!-~]{{1,{NAME_BYTES}}}", re.ASCII)
 
 
-def check_document(document: Json, tensors: Mapping[str, Spec]) -> list[Finding]:
-    """Everything that the document and the tensors beside it break, R-009 and R-013 to R-044.
+def check_document(document: Json, tensors: Mapping[str, TensorSpec]) -> list[Finding]:
+    """Everything that the document and the tensors beside it break: R-009, and R-012 to R-044 but for R-035.
 
     A document of another major version, or one that needs a feature this reader does not have, is not looked
     at further: every other rule may mean something else in it.
@@ -158,7 +160,7 @@ def _gate(document: Mapping[str, Json]) -> Iterator[Finding]:
         yield Finding("R-018", "gate/tokens", "is no list of token ids")
 
 
-def _keys(tensors: Mapping[str, Spec]) -> Iterator[Finding]:
+def _keys(tensors: Mapping[str, TensorSpec]) -> Iterator[Finding]:
     for key, (_, shape) in tensors.items():
         if not _NAME.fullmatch(key):
             yield Finding("R-009", key, f"is not 1 to {NAME_BYTES} printable ASCII characters")
@@ -166,7 +168,7 @@ def _keys(tensors: Mapping[str, Spec]) -> Iterator[Finding]:
             yield Finding("R-038", key, "is empty")
 
 
-def _targets(document: Mapping[str, Json], tensors: Mapping[str, Spec]) -> Iterator[Finding]:
+def _targets(document: Mapping[str, Json], tensors: Mapping[str, TensorSpec]) -> Iterator[Finding]:
     record = document.get("targets")
     if not isinstance(record, dict) or not record:
         yield Finding("R-020", "targets", "is no object with at least one target")
@@ -191,8 +193,8 @@ def _targets(document: Mapping[str, Json], tensors: Mapping[str, Spec]) -> Itera
         yield Finding("R-027", key, "belongs to no target")
 
 
-def _by_target(tensors: Mapping[str, Spec]) -> dict[str, dict[str, Spec]]:
-    found: dict[str, dict[str, Spec]] = {}
+def _by_target(tensors: Mapping[str, TensorSpec]) -> dict[str, dict[str, TensorSpec]]:
+    found: dict[str, dict[str, TensorSpec]] = {}
     for key, spec in tensors.items():
         name, _, role = key.rpartition("/")
         found.setdefault(name, {})[role] = spec
