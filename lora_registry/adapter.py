@@ -1,4 +1,4 @@
-"""What an adapter is: an immutable set of targets plus metadata (spec sections 3 to 6).
+"""What an adapter is: an immutable set of targets plus metadata (spec sections 3, 5 and 7).
 
 A *target* names one tensor of the base model and says how the adapter changes it. With W the base tensor
 in logical axis order, s the scale and A, B the factors (Hu et al. 2021, arXiv 2106.09685)::

@@ -43,16 +43,16 @@ def show(
 
     Reads the header only, unless --norms is given.
     """
-    from lora_registry.format.identity import content_digest
+    from lora_registry.format.identity import base_root, content_digest
 
     opened = open_any(adapter, registry_home, format_name)
-    content = content_digest(opened.adapter)
+    content, root = content_digest(opened.adapter), base_root(opened.adapter)
     if as_json:
         from lora_registry.format.document import to_document
 
         document: Json = to_document(opened.adapter)
         report = opened.report.to_json() if opened.report else None
-        identity = {"content": str(content), "root": _root(opened.adapter)}
+        identity = {"content": str(content), "root": None if root is None else str(root)}
         shown = {"source": adapter, **identity, "document": document, "conversion": report}
         print_json({**shown, "norms": _norms(opened.adapter)} if norms else shown)
         return
@@ -65,7 +65,7 @@ def show(
             ("base", " @ ".join(filter(None, (subject.base.name, subject.base.revision)))),
             ("base license", subject.base.license),
             ("base view", _view(subject)),
-            ("base root", _root(subject)),
+            ("base root", root),
             ("license", subject.info.get("license")),
             ("origin", " ".join(str(subject.origin[key]) for key in ("format", "version") if subject.origin.get(key))),
             *_descriptions(subject),
@@ -96,14 +96,6 @@ def _view(adapter: Adapter) -> str | None:
     view = dict(adapter.base.view)
     scheme = view.pop("scheme", None)
     return " ".join([str(scheme), *(f"{name}={value}" for name, value in view.items())]) if scheme else None
-
-
-def _root(adapter: Adapter) -> str | None:
-    """Identity of the base tensors that the adapter states fingerprints of."""
-    from lora_registry.format.identity import root_digest
-
-    stated = {target.name: target.fingerprint for target in adapter if target.fingerprint is not None}
-    return str(root_digest(stated)) if stated else None
 
 
 def _descriptions(adapter: Adapter) -> Iterable[tuple[str, str | None]]:

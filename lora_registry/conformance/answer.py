@@ -15,7 +15,7 @@ from lora_registry.format.container import open_container
 from lora_registry.format.data_rules import check_data
 from lora_registry.format.edit import edited
 from lora_registry.format.features import FEATURES
-from lora_registry.format.identity import content_digest, root_digest
+from lora_registry.format.identity import base_root, content_digest
 from lora_registry.format.reader import check_file, read_adapter
 from lora_registry.format.writer import encode_adapter
 from lora_registry.ops.arrays import Array, from_array, round_to, to_array, widened
@@ -96,9 +96,9 @@ def _hello(request: Request) -> dict[str, Json]:
 
 def _read(request: Request) -> dict[str, Json]:
     adapter = request.adapter()
-    fingerprints = {target.name: target.fingerprint for target in adapter if target.fingerprint is not None}
-    root: dict[str, Json] = {"root": str(root_digest(fingerprints))} if fingerprints else {}
-    return accepted(content=str(content_digest(adapter)), **root)
+    root = base_root(adapter)
+    stated: dict[str, Json] = {} if root is None else {"root": str(root)}
+    return accepted(content=str(content_digest(adapter)), **stated)
 
 
 def _validate(request: Request) -> dict[str, Json]:

@@ -146,9 +146,9 @@ def parse_header(header: bytes, data_bytes: int) -> tuple[dict[str, str], dict[s
         return metadata, {}, [*findings, Finding("R-010", "header", f"{len(document)} tensors, at most {TENSORS}")]
     entries: dict[str, Entry] = {}
     for name, record in document.items():
-        entry, problem = _entry(record)
-        if entry is None:
-            findings.append(Finding(problem[0], name, problem[1]))
+        entry = _entry(name, record)
+        if isinstance(entry, Finding):
+            findings.append(entry)
         else:
             entries[name] = entry
     if not findings:
@@ -162,21 +162,22 @@ def _metadata(record: Json) -> tuple[dict[str, str], list[Finding]]:
     return {key: str(value) for key, value in record.items()}, []
 
 
-def _entry(record: Json) -> tuple[Entry | None, tuple[str, str]]:
-    """Check one tensor record by itself."""
+def _entry(name: str, record: Json) -> Entry | Finding:
+    """Where a tensor lies, or the first thing that is wrong with its record."""
     if not isinstance(record, dict) or set(record) != _FIELDS:
-        return None, ("R-004", "has other fields than dtype, shape and data_offsets")
+        return Finding("R-004", name, "is not a record of exactly dtype, shape and data_offsets")
     dtype, shape, offsets = record["dtype"], record["shape"], record["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        return None, ("R-005", f"unknown dtype {dtype!r}")
+        return Finding("R-005", name, f"unknown dtype {dtype!r}")
     if not is_integers(shape) or len(shape) > AXES or not all(0 <= length <= AXIS_LENGTH for length in shape):
-        return None, ("R-006", f"shape is not a list of at most {AXES} lengths")
+        return Finding("R-006", name, f"shape is not a list of at most {AXES} lengths")
     if not is_integers(offsets) or len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1]:
-        return None, ("R-007", "data_offsets are not two ascending integers")
+        return Finding("R-007", name, "data_offsets are not two ascending integers")
+    begin, end = offsets
     size = prod(shape) * DTYPES[dtype].size
-    if offsets[1] - offsets[0] != size:
-        return None, ("R-007", f"{dtype} {shape} takes {size} bytes, data_offsets span {offsets[1] - offsets[0]}")
-    return Entry(dtype, tuple(shape), offsets[0], offsets[1]), ("", "")
+    if end - begin != size:
+        return Finding("R-007", name, f"{dtype} {shape} takes {size} bytes, data_offsets span {end - begin}")
+    return Entry(dtype, tuple(shape), begin, end)
 
 
 def _coverage(entries: Mapping[str, Entry], data_bytes: int) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Files: reading without waiting, and writing all of a file under its final name, or nothing (design rule 8)."""
+"""Files: reading without waiting, and writing all of a file under its final name, or nothing."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ _FULL = {
     errno.EFBIG: "the file is too big",
 }
 
+_NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
+"""What file systems say that leave copying to the program."""
+
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
+"""What file systems say that have none."""
+
 Opener: TypeAlias = Callable[[Path], IO[bytes]]
 """How a file is opened to be read: :func:`open_file`, or one that also counts, traces or restricts."""
 
@@ -43,10 +49,6 @@ def open_file(path: Path) -> IO[bytes]:
         stream.close()
         raise InvalidInputError(f"{path}: a pipe or a device, not a file")
     return stream
-
-
-_NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
-"""What file systems say that leave copying to the program."""
 
 
 @contextmanager
@@ -97,16 +99,16 @@ def _taken(path: Path) -> ConflictError:
     return ConflictError(f"{path} exists; remove it or choose another name")
 
 
-def claim(temporary: Path, path: Path) -> None:
-    """Give ``temporary`` the name ``path``, which must be free even if it was taken a moment ago."""
+def claim(unfinished: Path, path: Path) -> None:
+    """Give ``unfinished`` the name ``path``, which must be free even if it was taken a moment ago."""
     try:
-        os.link(temporary, path)
+        os.link(unfinished, path)
     except FileExistsError:
         raise _taken(path) from None
     except OSError as error:
-        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}:
+        if error.errno not in _NO_HARD_LINKS:
             raise
-        temporary.replace(path)  # a file system without hard links
+        unfinished.replace(path)
 
 
 def copy_bytes(source: IO[bytes], target: IO[bytes]) -> None:

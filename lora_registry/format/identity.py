@@ -1,4 +1,4 @@
-"""The content digest: identity of what an adapter means (spec section 11).
+"""The content digest, which is the identity of what an adapter does (spec section 11), and the root digest of a base.
 
 Two files with the same content digest make the same change to the same tensors, whatever their names, the
 order of their headers, their titles, licenses or provenance. It is computed from the header alone, because
@@ -15,7 +15,7 @@ from lora_registry.format.canonical import encode
 from lora_registry.format.document import target_record
 from lora_registry.format.features import required_features
 
-_DOMAIN = b"loreg-content-v1\0"
+_CONTENT = b"loreg-content-v1\0"
 _ROOT = b"loreg-root-v1\0"
 _MEANING = ("kind", "layout", "shape", "scale", "groups", "rows", "length")
 
@@ -30,16 +30,22 @@ def content_digest(adapter: Adapter) -> Digest:
     }
     if adapter.gate:
         meaning["gate"] = list[Json](adapter.gate)
-    return Digest.of(_DOMAIN, encode(meaning))
+    return Digest.of(_CONTENT, encode(meaning))
 
 
 def root_digest(fingerprints: Mapping[str, Digest]) -> Digest:
     """Identity of a set of base tensors: all of a model's, or those that an adapter changes.
 
-    sha256 of the domain and the canonical JSON of name to fingerprint (spec section 9). It is derived and
+    sha256 of the domain and the canonical JSON of name to fingerprint (spec section 9.1). It is derived and
     never stored, because it says nothing that the fingerprints do not say.
     """
     return Digest.of(_ROOT, encode({name: str(fingerprint) for name, fingerprint in fingerprints.items()}))
+
+
+def base_root(adapter: Adapter) -> Digest | None:
+    """The root digest of the base tensors that ``adapter`` states fingerprints of; None where it states none."""
+    stated = {target.name: target.fingerprint for target in adapter if target.fingerprint is not None}
+    return root_digest(stated) if stated else None
 
 
 def _meaning(target: Target) -> dict[str, Json]:
