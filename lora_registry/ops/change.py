@@ -153,7 +153,8 @@ class RowMerger:
         dtype: float32, or float64 for an F64 base.
 
     Raises:
-        InvalidInputError: ``shape`` is not that of the target, or a row or a position lies beyond it.
+        InvalidInputError: ``shape`` is not that of the target, a row or a position lies beyond it, or the rows of a
+            tokens target are integers (P-054).
         UnsupportedError: the change has no place in a tensor of that shape:
             see :func:`~lora_registry.ops.mergeable.check_target`.
     """
@@ -166,6 +167,8 @@ class RowMerger:
             )
         if target.rows and target.rows[-1] >= shape[0]:
             raise InvalidInputError(f"{target.name}: row {target.rows[-1]} is beyond the {shape[0]} rows of the base")
+        if target.kind is Kind.TOKENS and not _is_floating(to_array(target.tensors["value"])):
+            raise InvalidInputError(f"{target.name}: rows of integers in a table of floating-point numbers (P-054)")
         self.target = target
         self.size = prod(shape)
         self._dtype = np.dtype(dtype)

@@ -10,7 +10,7 @@ import pytest
 from lora_registry.adapter import Kind, Layout, Target
 from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import from_array
-from lora_registry.ops.change import merged
+from lora_registry.ops.change import RowMerger, merged
 
 
 def target(kind: Kind, layout: Layout, shape: tuple[int, ...], **fields: Any) -> Target:
@@ -64,3 +64,9 @@ def test_a_norm_beyond_float64_is_refused(layout: Layout) -> None:
     factors = {"A": np.ones((1, 2)), "B": np.ones((2, 1)), "magnitude": np.ones(2)}
     with pytest.raises(InvalidInputError, match="norm"):
         merged(target(Kind.LINEAR, layout, (2, 2), tensors=factors), np.full((2, 2), 1e200))
+
+
+def test_rows_of_integers_do_not_go_into_blocks_of_floats() -> None:
+    """Who merges block by block is refused as well."""
+    with pytest.raises(InvalidInputError, match="P-054"):
+        RowMerger(rows_of(np.ones((1, 2), np.int32)), (3, 2))
