@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from lora_registry.adapter import LOW_RANK, Adapter, Kind, Target
 from lora_registry.errors import InvalidInputError, UnsupportedError
@@ -79,8 +78,7 @@ def aligned(group: Sequence[Target]) -> list[Target]:
             if own != other:
                 raise InvalidInputError(f"{plain.name}: the adapters differ in its {what}: {other} and {own}")
         if plain.segments is not None and like.segments is not None:
-            fingerprint = plain.fingerprint
-            plain = replace(reordered(plain, like.segments), fingerprint=fingerprint)
+            plain = reordered(plain, like.segments)
         result.append(plain)
     return result
 
