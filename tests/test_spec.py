@@ -22,7 +22,7 @@ from lora_registry.format import features, limits, rules, target_rules
 from lora_registry.format.container import encode_tensors
 from lora_registry.format.identity import content_digest, root_digest
 from lora_registry.format.reader import SUFFIX, check_file, read_adapter
-from lora_registry.format.segment_rules import from_record
+from lora_registry.format.segment_record import from_record
 from lora_registry.ops.arrays import from_array
 from lora_registry.ops.change import merged
 from lora_registry.ops.fingerprint import target_fingerprint

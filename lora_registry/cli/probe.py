@@ -86,7 +86,7 @@ def probe(
 
 
 def _sound(source: str, registry_home: str | None) -> Adapter:
-    """The adapter of ``source`` with all its bytes held against their digests, because numbers of others lie."""
+    """The adapter of ``source``, whose bytes are those that it states: a certificate of damaged ones is nobody's."""
     from lora_registry.format.data_rules import check_data
 
     adapter = open_any(source, registry_home).adapter

@@ -4,6 +4,7 @@
 :mod:`~.container`          the strict safetensors profile: framing, offsets, limits
 :mod:`~.canonical`          JSON with one spelling
 :mod:`~.document`           the adapter's metadata as one JSON document, and back
+:mod:`~.segment_record`     the segments of a fused tensor in it
 :mod:`~.rules`              every checkable rule with its id in the specification
 :mod:`~.target_rules`       those about one target, field by field
 :mod:`~.shape_rules`        those about its fields and the shapes of its tensors together

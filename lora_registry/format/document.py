@@ -12,7 +12,7 @@ from lora_registry.adapter import SCALED, Adapter, Base, Json, Kind, Target, Ten
 from lora_registry.digest import Digest
 from lora_registry.format.features import content_features, required_features
 from lora_registry.format.rules import FORMAT_MAJOR, KEY
-from lora_registry.format.segment_rules import from_record, to_record
+from lora_registry.format.segment_record import from_record, to_record
 
 _DESCRIPTIONS = ("info", "origin", "tokenizer", "lineage", "training", "extensions")
 _TOP = {KEY, "requires", "base", "gate", "targets", *_DESCRIPTIONS}

@@ -1,4 +1,4 @@
-"""The segments of a fused tensor as a record: rule R-042, and the record as :class:`Segments` and back."""
+"""The rule about the segments of a fused tensor, R-042."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import cast
 
 from lora_registry.adapter import Json
 from lora_registry.findings import Finding, bounded
-from lora_registry.segments import Rope, RopeOrder, Segment, Segments
 
 _RULE = "R-042"
 
@@ -68,40 +67,3 @@ def _rope(place: str, rope: Json, length: int) -> Iterator[Finding]:
         yield Finding(_RULE, f"{place}/rotary", f"{rotary!r} is no even number of rows of a head of {head}")
     if rope["order"] not in ("halves", "pairs"):
         yield Finding(_RULE, f"{place}/order", f"{rope['order']!r} is neither 'halves' nor 'pairs'")
-
-
-def to_record(segments: Segments) -> dict[str, Json]:
-    """The JSON record of ``segments``; what has its default is left out."""
-    parts: list[Json] = []
-    for part in segments.parts:
-        record: dict[str, Json] = {"name": part.name, "length": part.length}
-        if part.rope is not None:
-            record["rope"] = _rope_record(part.rope)
-        parts.append(record)
-    return {"parts": parts} | ({"interleave": segments.interleave} if segments.interleave != 1 else {})
-
-
-def _rope_record(rope: Rope) -> dict[str, Json]:
-    record: dict[str, Json] = {"head": rope.head, "order": rope.order}
-    return record if rope.rotary == rope.head else record | {"rotary": rope.rotary}
-
-
-def from_record(record: Mapping[str, Json]) -> Segments:
-    """The segments of a record that :func:`check_segments` finds nothing wrong with."""
-    parts = cast("list[Mapping[str, Json]]", record["parts"])
-    return Segments(tuple(map(_from_part, parts)), cast("int", record.get("interleave", 1)))
-
-
-def _from_part(part: Mapping[str, Json]) -> Segment:
-    rope = cast("Mapping[str, Json] | None", part.get("rope"))
-    return Segment(
-        cast("str", part["name"]),
-        cast("int", part["length"]),
-        None
-        if rope is None
-        else Rope(
-            cast("int", rope["head"]),
-            cast("RopeOrder", rope["order"]),
-            cast("int", rope.get("rotary", rope["head"])),
-        ),
-    )

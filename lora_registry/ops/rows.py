@@ -14,7 +14,8 @@ import numpy as np
 from lora_registry.adapter import Kind, Target, Tensor
 from lora_registry.digest import Digest
 from lora_registry.errors import InvalidInputError, UnsupportedError
-from lora_registry.format.segment_rules import check_segments, to_record
+from lora_registry.format.segment_record import to_record
+from lora_registry.format.segment_rules import check_segments
 from lora_registry.ops.arrays import Array, from_array, numpy_dtype, to_array
 from lora_registry.segments import Rope, Segment, Segments
 
@@ -206,15 +207,7 @@ def _within(have: Segment, wanted: Segment) -> list[int]:
     """Row i of the segment as it is wanted is row ``within[i]`` of the segment as it is."""
     if have.rope == wanted.rope:
         return list(range(have.length))
-    if (
-        have.rope is None
-        or wanted.rope is None
-        or (have.rope.head, have.rope.rotary)
-        != (
-            wanted.rope.head,
-            wanted.rope.rotary,
-        )
-    ):
+    if have.rope is None or wanted.rope is None or replace(have.rope, order=wanted.rope.order) != wanted.rope:
         raise InvalidInputError(f"segment {have.name}: {have.rope} cannot be put into the order of {wanted.rope}")
     place = {row: index for index, row in enumerate(_halves(have.rope))}
     head = [place[row] for row in _halves(wanted.rope)]
