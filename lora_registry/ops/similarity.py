@@ -6,7 +6,7 @@ changes are multiplied out, a block of rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -21,6 +21,7 @@ from lora_registry.ops.lowering import DENSE
 from lora_registry.ops.orthogonalize import spaces
 from lora_registry.ops.slices import slices
 from lora_registry.progress import Counted, Progress
+from lora_registry.text import plural
 
 _BLOCK = 1 << 16  # elements multiplied out at a time: three such blocks stay in a core's cache
 
@@ -107,7 +108,7 @@ def compare(one: Adapter, other: Adapter, *, dense: bool = False, progress: Prog
     firsts, seconds = ({target.name: target for target in adapter} for adapter in (one, other))
     shared = sorted(firsts.keys() & seconds.keys())
     counted = Counted(progress, len(shared))
-    found, notes = [], []
+    found, notes = [], list(_different_bases(one, other))
     with one_thread():
         for name in shared:
             pair = (firsts[name], seconds[name])
@@ -120,6 +121,20 @@ def compare(one: Adapter, other: Adapter, *, dense: bool = False, progress: Prog
             counted.advance(1)
     only = (tuple(sorted(firsts.keys() - seconds.keys())), tuple(sorted(seconds.keys() - firsts.keys())))
     return Comparison(tuple(found), only, tuple(notes))
+
+
+def _different_bases(one: Adapter, other: Adapter) -> Iterator[str]:
+    """What says that the two were made for different bases: cosines mean little then."""
+    names = (one.base.name, other.base.name)
+    if None not in names and names[0] != names[1]:
+        yield f"made for different bases: {names[0]} and {names[1]}"
+    stated = {target.name: target.fingerprint for target in one if target.fingerprint is not None}
+    unlike = sum(
+        target.fingerprint is not None and stated.get(target.name, target.fingerprint) != target.fingerprint
+        for target in other
+    )
+    if unlike:
+        yield f"{plural(unlike, 'target')}: made for base tensors of other values"
 
 
 def _incomparable(pair: Sequence[Target], dense: bool) -> str | None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from algebra_adapters import OUT, adapter, dense, target
 
-from lora_registry.adapter import Kind, Target
+from lora_registry.adapter import Base, Kind, Target
+from lora_registry.digest import Digest
 from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import from_array
 from lora_registry.ops.combine import negate
@@ -103,6 +104,16 @@ def test_what_only_one_changes_and_what_is_no_change_is_named() -> None:
     dense_too = compare(adapter(*both), adapter(*both), dense=True)
     assert [one.target for one in dense_too.targets] == ["d", "s", "w"]
     assert dense_too.cosine == pytest.approx(1)
+
+
+def test_different_bases_are_said() -> None:
+    """Changes of other models may be compared; that they are is no secret."""
+    one = adapter(target(fingerprint=Digest.of(b"1")), base=Base(name="a"))
+    other = adapter(target(fingerprint=Digest.of(b"2")), base=Base(name="b"))
+    notes = ("made for different bases: a and b", "1 target: made for base tensors of other values")
+    assert compare(one, other).notes == notes
+    assert compare(one, one).notes == ()
+    assert compare(one, adapter(target(), base=Base())).notes == ()
 
 
 def test_what_is_not_finite_cannot_be_compared() -> None:
