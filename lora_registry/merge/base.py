@@ -13,6 +13,7 @@ from lora_registry.format.canonical import JsonError, decode
 from lora_registry.format.container import Container, Entry, open_container
 from lora_registry.merge.ties import find_ties
 from lora_registry.ops.arrays import Array, to_array
+from lora_registry.quantized.weight import Scheme
 
 STEMS = ("model", "diffusion_pytorch_model")
 """What transformers and diffusers call their weights, without the suffix."""
@@ -85,6 +86,34 @@ class Checkpoint:
         """Offsets in its file of the first byte of a tensor, and of the one past the last."""
         entry, start = self.entry(name), self.shards[self.places[name]].data_start
         return start + entry.begin, start + entry.end
+
+    def names_in(self, file: str) -> list[str]:
+        """Names of the tensors of one file, in the order of their bytes."""
+        entries = self.shards[file].entries
+        return sorted(entries, key=lambda name: (entries[name].begin, entries[name].end))
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How the weights are quantized of which these are the values; None where they are what is stored."""
+        return None
+
+    @property
+    def written_config(self) -> dict[str, Json]:
+        """The configuration of what is made of this checkpoint, but for what the making changes."""
+        return self.config
+
+    def is_computed(self, name: str) -> bool:
+        """Whether the elements are computed from what is stored, so that no bytes of a file are theirs."""
+        del name
+        return False
+
+    def written_dtype(self, name: str) -> str:
+        """Element type in a merge that is not told another."""
+        return self.dtype(name)
+
+    def elements(self, name: str, start: int, stop: int) -> Array:
+        """The elements from number ``start`` to before ``stop``, flat."""
+        return self.array(name).reshape(-1)[start:stop]
 
     def tensor(self, name: str) -> Tensor:
         """The same without numpy; KeyError where there is none of that name."""

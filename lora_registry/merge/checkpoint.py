@@ -18,10 +18,10 @@ from lora_registry import __version__
 from lora_registry.adapter import Adapter, Json
 from lora_registry.digest import Digest
 from lora_registry.errors import UsageError
-from lora_registry.findings import Severity
+from lora_registry.findings import Finding, Severity
 from lora_registry.format.files import storage_errors
 from lora_registry.format.identity import content_digest
-from lora_registry.merge.base import Checkpoint, open_base
+from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.companions import Companions, find_companions
 from lora_registry.merge.destination import check_destination, check_room, publish
 from lora_registry.merge.documents import dtype_notes, write_documents
@@ -29,6 +29,7 @@ from lora_registry.merge.dtype_rules import DtypeRules
 from lora_registry.merge.engine import Written, write_weights
 from lora_registry.merge.fit import Fit, fit
 from lora_registry.merge.plan import Plan, make_plan
+from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.receipt import FOLDER_RECEIPT, FileRecord, Receipt, receipt_path
 from lora_registry.merge.retention import check_share, require_retention
 from lora_registry.merge.staging import Staging, staging
@@ -74,13 +75,28 @@ class Merge:
         others = sum((self.base.path / name).stat().st_size for name in self.companions.copied)
         return sum(file.size for file in self.plan.files) + others
 
+    @property
+    def _cautions(self) -> tuple[Finding, ...]:
+        quantized = self.base.scheme is not None
+        return tuple(
+            finding
+            for finding in self.fitted.findings
+            if quantized and finding.rule == "M-009" and finding.severity is Severity.WARNING
+        )
+
+    def cautions(self) -> tuple[str, ...]:
+        """What speaks against the merge: the adapter was made for another view of the base (P-049)."""
+        return tuple(finding.message for finding in self._cautions)
+
     def notes(self) -> tuple[str, ...]:
         """Decisions and omissions, one sentence each."""
         said = [
             f"{finding.place}: {finding.message}" if finding.place else finding.message
             for finding in self.fitted.findings
-            if finding.severity is not Severity.ERROR
+            if finding.severity is not Severity.ERROR and finding not in self._cautions
         ]
+        if self.base.scheme is not None:
+            said.append(f"the base is quantized by {self.base.scheme}: merged into the values that it stands for")
         said += self.plan.notes
         if self.plan.untied and "config.json" not in self.companions.copied:
             said.append(f"there is no config.json to say so: set {FLAG} to false where this checkpoint is used")
@@ -109,11 +125,11 @@ def prepare(
 ) -> Merge:
     """Check a merge as a whole, without writing anything; see :func:`merge_checkpoint`."""
     check_mergeable(adapter)
-    base, out = open_base(base_path), Path(out)
+    base, out = open_view(base_path, adapter), Path(out)
     watch = Watch([container.path for container in base.shards.values()])
     dtypes = DtypeRules.parse(dtype)
     check_destination(base, out, overwrite=overwrite)
-    fitted = fit(adapter, base, allow_new=allow_new)
+    fitted = fit(adapter, base, allow_new=allow_new, scheme=base.scheme, computed=base.is_computed)
     fitted.require(f"the adapter and {base.path}", exact=require_exact)
     merge = Merge(
         adapter=adapter,
@@ -254,6 +270,8 @@ def _finish(merge: Merge, written: Written, place: Staging) -> Receipt:
         options=merge.options,
         tensors=written.tensors,
         notes=merge.notes(),
+        view=None if merge.base.scheme is None else merge.base.scheme.to_json(),
+        cautions=merge.cautions(),
     )
     receipt.write(place.files / FOLDER_RECEIPT, overwrite=True)
     return receipt

@@ -39,7 +39,7 @@ def write_documents(
             yield _copy(base.path / name, folder / name, name)
     if base.index is not None:
         target = folder / base.index.name
-        if plan.added or dtypes.rules:
+        if plan.added or dtypes.rules or base.scheme is not None:
             yield _rewrite(base.index, target, _index(base.index, plan))
         else:
             yield _copy(base.index, target, target.name)
@@ -65,7 +65,7 @@ def _float_types(plan: Plan) -> set[str]:
 
 
 def _config(base: Checkpoint, plan: Plan, dtypes: DtypeRules) -> dict[str, Json]:
-    config = untied(base.config) if plan.untied else dict(base.config)
+    config = untied(base.written_config) if plan.untied else dict(base.written_config)
     types = _float_types(plan)
     return _with_dtype(config, DTYPES[types.pop()].torch) if dtypes.rules and len(types) == 1 else config
 

@@ -6,7 +6,7 @@ cannot be told apart by any of these except the fingerprint.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -18,9 +18,15 @@ from lora_registry.findings import Finding, Severity
 from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.fingerprint import ORIENTED, target_fingerprint
 from lora_registry.ops.prefix import Prefix, uniform_prefix
+from lora_registry.quantized.agreement import agrees, said_of
+from lora_registry.quantized.weight import Scheme
+from lora_registry.text import plural
 
 _QUANTIZED_BESIDE = ("absmax", "quant_state", "qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB")
 """Tensors that bitsandbytes, GPTQ, AWQ, compressed-tensors and FP8 checkpoints keep beside a packed weight."""
+
+_UNPROVED = frozenset({"M-004", "M-005", "M-010"})
+"""What keeps a fit from being exact."""
 
 _SUGGESTED = 10  # names that are compared with all of a base's names to find a close one
 
@@ -64,24 +70,33 @@ class Fit:
         """
         errors = [finding for finding in self.findings if finding.severity is Severity.ERROR]
         if exact and not errors and self.verdict is not Verdict.EXACT:
-            errors = [finding for finding in self.findings if finding.rule in ("M-004", "M-005")]
+            errors = [finding for finding in self.findings if finding.rule in _UNPROVED]
         if errors:
             kind = UnsupportedError if all(finding.rule == "M-003" for finding in errors) else InvalidInputError
             raise kind.from_findings(f"{what} do not fit", errors)
 
 
-def fit(adapter: Adapter, base: BaseModel, *, allow_new: bool = False) -> Fit:
+def fit(
+    adapter: Adapter,
+    base: BaseModel,
+    *,
+    allow_new: bool = False,
+    scheme: Scheme | None = None,
+    computed: Callable[[str], bool] = lambda name: False,
+) -> Fit:
     """Find the base tensor of every target and compare what can be compared.
 
     A target's name is the base tensor's, or differs from it by one prefix that all targets share, or is
     tied to a stored tensor. Findings: M-001 no such tensor, M-002 another shape, M-003 a quantized tensor,
     M-004 other weights, M-005 no fingerprint, M-006 a prefix, M-007 two targets for one tensor, M-008 a new
-    tensor, M-009 a view that the base is not in.
+    tensor, M-009 a view and the base's own, M-010 fingerprints that a quantized base cannot have.
 
     Args:
         adapter: what is to be merged.
         base: into what.
         allow_new: a full target may bring a tensor that the base does not have, such as a classifier.
+        scheme: how the base is quantized, where it is seen as the values that it stands for.
+        computed: whether the tensor of that name is one of these values; its fingerprint proves nothing.
     """
     stored_names = frozenset(base.names())
     names = stored_names | frozenset(base.ties)
@@ -91,8 +106,8 @@ def fit(adapter: Adapter, base: BaseModel, *, allow_new: bool = False) -> Fit:
     findings += [_new(name) for name in new]
     findings += _unmatched([target for target in missing if target.name not in new], names)
     findings += _collisions(matches)
-    findings += _view(adapter)
-    compared = 0
+    findings += _view(adapter, scheme)
+    compared = dequantized = 0
     for target in adapter:
         if target.name in matches:
             matched = matches[target.name]
@@ -101,19 +116,28 @@ def fit(adapter: Adapter, base: BaseModel, *, allow_new: bool = False) -> Fit:
             findings += [problem] if problem else []
             if problem is None and target.fingerprint is not None:
                 compared += 1
+                if computed(stored):
+                    dequantized += 1
+                    continue
                 findings += _weights(target, stored, base)
     silent = len(matches) - compared
     if silent and not any(finding.severity is Severity.ERROR for finding in findings):
         what = "no target" if not compared else f"{compared} of {len(matches)} targets"
         message = f"{what} carries a fingerprint, so that nothing proves that these are the weights it was trained on"
         findings.append(Finding("M-005", "", message, Severity.NOTE))
+    if dequantized:
+        message = (
+            f"the fingerprints of {plural(dequantized, 'target')} are of unquantized weights, and the base holds "
+            f"{scheme}, so that nothing proves that it was made from these"
+        )
+        findings.append(Finding("M-010", "", message, Severity.NOTE))
     return Fit(_verdict(findings), matches, new, tuple(findings))
 
 
 def _verdict(findings: Collection[Finding]) -> Verdict:
     if any(finding.severity is Severity.ERROR for finding in findings):
         return Verdict.DOES_NOT_FIT
-    unproved = any(finding.rule in ("M-004", "M-005") for finding in findings)
+    unproved = any(finding.rule in _UNPROVED for finding in findings)
     return Verdict.SAME_SHAPES if unproved else Verdict.EXACT
 
 
@@ -141,13 +165,16 @@ def _new(name: str) -> Finding:
     return Finding("M-008", name, "the base has no such tensor; it is added", Severity.NOTE)
 
 
-def _view(adapter: Adapter) -> list[Finding]:
-    """P-049. A base that is in a view itself is one that M-003 refuses."""
+def _view(adapter: Adapter, scheme: Scheme | None) -> list[Finding]:
+    """P-049: the view that the adapter was trained on, and how the base is quantized."""
     view = adapter.base.view
+    if scheme is not None:
+        severity = Severity.NOTE if agrees(view, scheme) else Severity.WARNING
+        return [Finding("M-009", "base/view", said_of(view, scheme), severity)]
     if not view:
         return []
-    scheme = view.get("scheme", "quantized")
-    message = f"the adapter was trained on the {scheme} view of its base, whose values differ from those stored here"
+    trained = view.get("scheme", "quantized")
+    message = f"the adapter was trained on the {trained} view of its base, whose values differ from those stored here"
     return [Finding("M-009", "base/view", message, Severity.NOTE)]
 
 

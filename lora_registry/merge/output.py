@@ -22,7 +22,7 @@ from lora_registry.merge.kernel import Kernel, Room
 from lora_registry.merge.plan import FilePlan, Part
 from lora_registry.merge.ranges import Block, Treatment, blocks_of, ranges_of
 from lora_registry.merge.receipt import FileRecord, TensorRecord
-from lora_registry.ops.arrays import Array, numpy_dtype
+from lora_registry.ops.arrays import Array, as_bytes, numpy_dtype
 from lora_registry.ops.fidelity import Fidelity, Sums, fidelity
 
 CLONED = -1
@@ -167,7 +167,11 @@ class Output:
         if block.range.treatment is Treatment.HEADER:
             return self._base.head(self.plan.origin), self.plan.head
         read = slot.read[: block.origin_end - block.origin].data
-        _read_exactly(self._read_from, read, block.origin, self._source)
+        part = block.range.part
+        if part is not None and part.source is not None and self._base.is_computed(part.source):
+            slot.read[: len(read)] = as_bytes(self._base.elements(part.source, block.start, block.stop))
+        else:
+            _read_exactly(self._read_from, read, block.origin, self._source)
         copied = block.range.treatment is Treatment.COPY
         return read, read if copied else slot.written[: block.end - block.begin].data
 
@@ -200,6 +204,8 @@ class Output:
 
     def _elements(self, part: Part, start: int, stop: int) -> Array:
         assert part.source is not None
+        if self._base.is_computed(part.source):
+            return self._base.elements(part.source, start, stop)
         dtype = self._base.dtype(part.source)
         size, (begin, _) = DTYPES[dtype].size, self._base.window(part.source)
         array = np.empty((stop - start) * size, np.uint8)

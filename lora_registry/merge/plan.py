@@ -185,7 +185,7 @@ def make_plan(
     added.update(dict.fromkeys(fitted.new, last))
     files = []
     for file in base.shards:
-        sources: dict[str, str | None] = {name: name for name in _in_order(base, file)}
+        sources: dict[str, str | None] = {name: name for name in base.names_in(file)}
         sources.update({name: changes.added.get(name) for name, place in added.items() if place == file})
         files.append(_plan_file(base, file, sources, changes.by_tensor, dtypes))
     dtypes.require_use(
@@ -195,11 +195,6 @@ def make_plan(
         if DTYPES[part.entry.dtype].is_wide_float
     )
     return Plan(tuple(files), added, changes.untied, tuple(changes.notes))
-
-
-def _in_order(base: Checkpoint, file: str) -> list[str]:
-    entries = base.shards[file].entries
-    return sorted(entries, key=lambda name: (entries[name].begin, entries[name].end))
 
 
 def _plan_file(
@@ -213,18 +208,19 @@ def _plan_file(
     specs = {}
     for name, source in sources.items():
         if source is not None:
-            known = base.entry(source)
-            own, shape = known.dtype, known.shape
+            own, shape = base.written_dtype(source), base.shape(source)
         else:
             value = changes[name][0].tensors["value"]
             own, shape = value.dtype, value.shape
         specs[name] = (dtypes.dtype(name, own, touched=bool(changes.get(name))), shape)
     entries = _lay_out(specs)
-    same = all(entries[name] == container.entries.get(name) for name in entries)
+    same = entries == container.entries and not any(base.is_computed(name) for name in entries)
     head = base.head(file) if same else encode_header(entries, container.metadata)
     parts = tuple(Part(name, entry, sources[name], tuple(changes.get(name, ()))) for name, entry in entries.items())
-    kept = [name for name in entries if name in container.entries]
-    return FilePlan(file, file, head, parts, kept == _in_order(base, file), same)
+    stored = sorted(container.entries, key=lambda name: (container.entries[name].begin, container.entries[name].end))
+    kept = [name for name in entries if name in container.entries and not base.is_computed(name)]
+    follows = kept == stored and bool(stored)
+    return FilePlan(file, file, head, parts, follows, same)
 
 
 def _lay_out(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:

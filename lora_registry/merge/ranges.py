@@ -107,6 +107,8 @@ def _range(part: Part, base: Checkpoint, data_start: int) -> Range:
         return Range(Treatment.ADD, begin, end, 0, 0, part)
     origin, origin_end = base.window(part.source)
     again = part.name != part.source
+    if base.is_computed(part.source) and not part.changes:
+        return Range(Treatment.CONVERT, begin, end, origin, origin_end, part, again)
     if part.changes:
         return Range(Treatment.MERGE, begin, end, origin, origin_end, part, again)
     if base.dtype(part.source) != part.entry.dtype:

@@ -90,6 +90,8 @@ class Receipt:
         options: every option that shaped the output, defaults included.
         tensors: the tensors that were written with a change, by name.
         notes: decisions and omissions, one sentence each.
+        view: how the base is quantized, if the merge went into the values that it stands for.
+        cautions: what speaks against the merge, one sentence each.
     """
 
     kind: str
@@ -100,10 +102,15 @@ class Receipt:
     options: Mapping[str, Json]
     tensors: tuple[TensorRecord, ...]
     notes: tuple[str, ...] = ()
+    view: Mapping[str, Json] | None = None
+    cautions: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should know before using the output: changes that rounding took away."""
+        """What a person should know before using the output: cautions, and changes that rounding took away."""
+        return self.cautions + self._losses()
+
+    def _losses(self) -> tuple[str, ...]:
         lossy = [
             record for record in self.tensors if record.fidelity is not None and record.fidelity.relative_error > LOSS
         ]
@@ -120,7 +127,9 @@ class Receipt:
 
     def to_json(self) -> dict[str, Json]:
         """The receipt as a JSON object."""
+        view: dict[str, Json] = {} if self.view is None else {"view": dict(self.view)}
         return {
+            **view,
             "loreg_receipt": RECEIPT_VERSION,
             "tool": f"loreg {__version__}",
             "kind": self.kind,

@@ -52,7 +52,8 @@ class AwqWeight:
         size = self.shape[1] // len(self.scales)
         zeros = np.repeat(_outputs(self.zeros, first, last), size, axis=1)
         scales = np.repeat(self.scales[:, first:last].T.astype(np.float32), size, axis=1)
-        return (_outputs(self.codes, first, last) - zeros) * scales
+        result: Array = (_outputs(self.codes, first, last) - zeros) * scales
+        return result
 
 
 def _outputs(words: Array, first: int, last: int) -> Array:

@@ -98,12 +98,14 @@ class GgufWeight:
     Attributes:
         shape: axis lengths, the one that varies quickest last.
         type: of its elements.
+        name: its name in the file.
         blocks: uint8, (rows, bytes of a row).
         order: where each row lies in the file; None where they lie in order.
     """
 
     shape: tuple[int, ...]
     type: BlockType
+    name: str
     blocks: Array
     order: Array | None = None
 
@@ -119,8 +121,8 @@ class GgufWeight:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """None: every tensor of the file is a weight."""
-        return ()
+        """The one tensor that it is."""
+        return (self.name,)
 
     def rows(self, first: int, last: int) -> Array:
         """Rows as the file has them, or as ``order`` says."""
@@ -267,4 +269,4 @@ def _weight(path: Path, name: str, shape: tuple[int, ...], kind: int, data: memo
     rows, width = prod(shape[:-1]), shape[-1] // type_.elements * type_.size
     if rows * width > len(data):
         raise InvalidInputError(f"{path}: truncated: {name} needs {rows * width} bytes, {len(data)} are left")
-    return GgufWeight(shape, type_, np.frombuffer(data[: rows * width], np.uint8).reshape(rows, width))
+    return GgufWeight(shape, type_, name, np.frombuffer(data[: rows * width], np.uint8).reshape(rows, width))

@@ -39,7 +39,8 @@ def q2_k(blocks: Array) -> Array:
     scale, minimum = halves(blocks, 80), halves(blocks, 82)
     codes = _planes(blocks[:, 16:80], 2, 32)
     low = _scaled(scale * (blocks[:, :16] & 15), codes)
-    return (low - (minimum * (blocks[:, :16] >> 4))[:, :, np.newaxis]).reshape(len(blocks), -1)
+    result: Array = low - (minimum * (blocks[:, :16] >> 4))[:, :, np.newaxis]
+    return result.reshape(len(blocks), -1)
 
 
 def q3_k(blocks: Array) -> Array:

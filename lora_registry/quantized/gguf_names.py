@@ -9,12 +9,14 @@ mapped; of any other, the tensors keep their GGUF names (llama.cpp ``convert_hf_
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from lora_registry.quantized.gguf_file import GgufFile, GgufWeight
+from lora_registry.quantized.weight import Quantization, Scheme
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _PERMUTED = "llama"
@@ -39,6 +41,22 @@ _INNER = {
     "ffn_down": "mlp.down_proj",
 }
 _COMPUTED = "rope_freqs.weight"  # transformers computes these factors from its configuration
+
+
+def quantization(file: GgufFile, names: frozenset[str]) -> Quantization:
+    """The tensors of a file as a quantization; those that are quantized are written as BF16.
+
+    Args:
+        file: an open GGUF file.
+        names: those that an adapter has for its targets. Where one is a GGUF name, the file keeps its own names.
+    """
+    mapped = None if names & file.weights.keys() else transformers_weights(file)
+    weights: dict[str, GgufWeight] = dict(file.weights) if mapped is None else mapped
+    kinds = Counter(weight.type.name for weight in weights.values() if weight.is_quantized)
+    scheme = Scheme("gguf", {"types": "+".join(sorted(kinds))} if kinds else {})
+    left = file.weights.keys() - {weight.name for weight in weights.values()}
+    written = {name: "BF16" for name, weight in weights.items() if weight.is_quantized}
+    return Quantization(scheme, weights, frozenset(left), written)
 
 
 def transformers_weights(file: GgufFile) -> dict[str, GgufWeight] | None:

@@ -27,6 +27,7 @@ class Dequantized:
         self._stored = stored
         self.scheme: Scheme = quantization.scheme
         self.weights: Mapping[str, QuantizedWeight] = quantization.weights
+        self._written = quantization.written
         hidden = set(quantization.dropped)
         at = {}
         for name, weight in quantization.weights.items():
@@ -54,6 +55,14 @@ class Dequantized:
         """Element type by safetensors' name."""
         weight = self.weights.get(name)
         return self._stored.dtype(name) if weight is None else weight.dtype
+
+    def written_dtype(self, name: str) -> str:
+        """The element type that a merge writes unless it is told another."""
+        return self._written.get(name, self.dtype(name))
+
+    def elements(self, name: str, start: int, stop: int) -> Array:
+        """Elements of a quantized weight from number ``start`` to before ``stop``, flat."""
+        return elements(self.weights[name], start, stop)
 
     def array(self, name: str) -> Array:
         """The elements: computed, or as a window of the file."""

@@ -81,11 +81,13 @@ class Quantization:
         scheme: how its weights are quantized.
         weights: the quantized ones by name.
         dropped: names of stored tensors that only a quantized model has a use for, such as scales of activations.
+        written: the element type that a merge writes where it is not that of the weight, by name.
     """
 
     scheme: Scheme
     weights: Mapping[str, QuantizedWeight]
     dropped: frozenset[str] = frozenset()
+    written: Mapping[str, str] = field(default_factory=dict)
 
 
 Finder = Callable[[Tensors, Mapping[str, Json], str], Quantization | None]
