@@ -21,6 +21,7 @@ from lora_registry.text import printable
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 TERMINATED = 143  # 128 + SIGTERM
+PIPE_CLOSED = 141  # 128 + SIGPIPE, what `git log | head` ends with too
 _NOT_ASCII = re.compile(r"[^\x00-\x7e]")  # json itself escapes the controls below the space
 _SHOWN = 20  # findings printed under an error; --json has them all
 
@@ -51,9 +52,10 @@ class Command(click.Command):
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
-            # The reader of a pipe went away (`loreg list | head`), which is its right.
+            # The reader of a pipe went away (`loreg list | head`), which is its right; but 0 would say that there
+            # are no findings, to a script with `set -o pipefail` that runs `loreg probe A B | head -1`.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(0)
+            ctx.exit(PIPE_CLOSED)
         except OSError as error:
             failed = from_os_error(error)
         show_error(failed, as_json=bool(ctx.params.get("as_json")))

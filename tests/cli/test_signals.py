@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,13 @@ def test_a_signal_leaves_nothing_behind(number: signal.Signals, status: int, wor
     assert made
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_closed_pipe_is_no_success() -> None:
+    """A reader that goes away ends the command in silence and with the status of SIGPIPE, never as if all were well."""
+    closed, pipe = os.pipe()
+    os.close(closed)
+    with os.fdopen(pipe, "wb") as stdout:
+        words = [sys.executable, "-m", "lora_registry", "audit", "--rules"]
+        ended = subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stderr) == (141, b"")
