@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
-from math import sqrt
+from math import ceil, floor, log10, sqrt
 
 import numpy as np
 
@@ -97,13 +97,25 @@ def _scales(target: Target, base: Array, merged: Array, rows: Array, *, alone: b
     size = float(np.vdot(product, product))
     with np.errstate(all="ignore"):
         best = float(np.vdot(product, difference)) / size if size > 0 else float("nan")
+        # Rounding errors are as good as random: they move the fit by about their size over that of the change.
+        off = float(np.linalg.norm(difference - best * product)) / np.sqrt(difference.size * size)
     if not np.isfinite(best) or best == 0:
         return
-    for digits in (1, 2, 3):  # people choose round numbers
-        scale = float(f"{best:.{digits}g}")
+    for scale in _short_numbers(best, max(4 * off, 1e-6 * abs(best))):
         if scale not in told:
-            told.add(scale)
             yield "", scale
+
+
+def _short_numbers(value: float, off: float) -> Iterator[float]:
+    """Numbers within ``off`` of ``value``, those of few digits first, which people choose; a dozen at most."""
+    tried: set[float] = set()
+    for digits in range(1, 7):
+        step = 10.0 ** (floor(log10(abs(value))) - digits + 1)
+        for number in range(ceil((value - off) / step), min(floor((value + off) / step), ceil(value / step) + 12) + 1):
+            scale = float(f"{number * step:.{digits}g}")
+            if scale not in tried and len(tried) < 12:
+                tried.add(scale)
+                yield scale
 
 
 def _orders(target: Target) -> Iterator[tuple[str, Target]]:

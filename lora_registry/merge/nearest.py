@@ -70,7 +70,7 @@ def nearest(values: Array, dtype: str) -> Array:
 def unit(values: Array, dtype: str) -> Array:
     """The distance from each of ``values`` (float64) to the next element of ``dtype``: a unit in the last place."""
     kind = _TYPES[dtype]
-    exponent = np.frexp(values)[1] - 1
+    exponent = np.where(values == 0, kind.least, np.frexp(values)[1] - 1)
     distance: Array = np.ldexp(1.0, np.maximum(exponent, kind.least) - kind.precision + 1)
     return distance
 
