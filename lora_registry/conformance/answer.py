@@ -19,7 +19,7 @@ from lora_registry.format.identity import base_root, content_digest
 from lora_registry.format.reader import check_file, read_adapter
 from lora_registry.format.writer import encode_adapter
 from lora_registry.ops.arrays import Array, from_array, round_to, to_array, widened
-from lora_registry.ops.change import merged, refuse_nonfinite
+from lora_registry.ops.change import merged, own_weight, refuse_nonfinite
 from lora_registry.ops.fingerprint import target_fingerprint
 from lora_registry.ops.probe import certify
 
@@ -162,17 +162,12 @@ def _merged(target: Target, stored: Array) -> Tensor:
     if stored.shape != shape:
         raise InvalidInputError(f"{target.name}: the base tensor has another shape than the target (P-012)")
     written = from_array(round_to(merged(target, stored), from_array(stored).dtype))
-    result, before = (widened(array).reshape(-1) for array in (to_array(written), _before(target, stored)))
+    value = own_weight(target)
+    result, before = (widened(w).reshape(-1) for w in (to_array(written), stored if value is None else value))
     if before.dtype.kind == "f":
         refuse_nonfinite(target.name, 0, before, result[: before.size])
         refuse_nonfinite(target.name, before.size, None, result[before.size :])  # rows that are added
     return written
-
-
-def _before(target: Target, stored: Array) -> Array:
-    """W as P-016 has it: the value where one stands for W."""
-    stands_for_it = "value" in target.tensors and target.kind not in (Kind.FULL, Kind.TOKENS)
-    return to_array(target.tensors["value"]) if stands_for_it else stored
 
 
 def _record(tensor: Tensor) -> Json:

@@ -50,17 +50,12 @@ def merged(target: Target, base: Array | None) -> Array:
     if base is not None:
         _check_types(target, base)
     if target.kind is Kind.FULL:
-        value = widened(to_array(target.tensors["value"]))
-        same = base is not None and base.shape == value.shape
-        refuse_nonfinite(
-            target.name, 0, widened(base).reshape(-1) if base is not None and same else None, value.reshape(-1)
-        )
-        return value
-    if base is None and "value" not in target.tensors:
+        return _replaced(target, base)
+    weight = own_weight(target) if base is None else base
+    if weight is None:
         raise InvalidInputError(f"{target.name}: a {target.kind} target changes a base tensor, and there is none")
-    if target.length is not None and base is not None:
-        return _grown(target, base)
-    weight = to_array(target.tensors["value"]) if base is None else base
+    if target.length is not None:
+        return _grown(target, weight)
     if target.kind is Kind.TOKENS and not _is_floating(weight):
         table = weight.copy()  # the value has the same type: bits, not numbers
         table[list(target.rows)] = to_array(target.tensors["value"])
@@ -70,6 +65,19 @@ def merged(target: Target, base: Array | None) -> Array:
     if merger.needs_norms:
         merger.measure_norms(lambda start, stop: flat[start:stop])
     return merger.merge(0, flat.size, flat).reshape(weight.shape)
+
+
+def own_weight(target: Target) -> Array | None:
+    """The value that stands for W beside factors (section 5.3); None where W is the base's."""
+    return to_array(target.tensors["value"]) if target.kind in FACTORED and "value" in target.tensors else None
+
+
+def _replaced(target: Target, base: Array | None) -> Array:
+    """The value of a full target; the base has no W for it where its tensor has another shape, or is not there."""
+    value = widened(to_array(target.tensors["value"]))
+    before = widened(base).reshape(-1) if base is not None and base.shape == value.shape else None
+    refuse_nonfinite(target.name, 0, before, value.reshape(-1))
+    return value
 
 
 def _check_types(target: Target, base: Array) -> None:
@@ -179,8 +187,8 @@ class RowMerger:
         self._index = positions(target) if target.kind is Kind.SPARSE else None
         self._magnitude = to_array(target.tensors["magnitude"]).astype(self._dtype) if self._is_dora else None
         self._factor: Array | None = None
-        replaces = self._matrix is not None and "value" in target.tensors
-        self._value = to_array(target.tensors["value"]).reshape(-1) if replaces else None
+        value = own_weight(target)
+        self._value = None if value is None else value.reshape(-1)
 
     @property
     def _is_dora(self) -> bool:

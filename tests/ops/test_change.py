@@ -170,3 +170,10 @@ def test_blocks_cover_every_element_once(rows: int, columns: int, elements: int)
     assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
     assert ranges[-1][1] == rows * columns
     assert all(start % columns == 0 for start, _ in ranges)
+
+
+def test_rows_need_a_table() -> None:
+    """The value of a tokens target is some rows of W' and never stands for W itself."""
+    rows = replace(target(Kind.TOKENS, ("in", "out"), (2, 3), value=floats(2, 3)), shape=None, rows=(0, 1))
+    with pytest.raises(InvalidInputError, match="there is none"):
+        merged(rows, None)
