@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from lora_registry.cli._adapters import ADAPTER, open_any
 from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._merge_report import print_preview, print_receipt
 from lora_registry.cli._output import print_json
 from lora_registry.cli._progress import progress
-from lora_registry.errors import UsageError
+from lora_registry.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from lora_registry.adapter import Adapter
+    from lora_registry.merge.receipt import Receipt
     from lora_registry.ops.tied import TiedPolicy
 
 
@@ -25,6 +28,8 @@ loreg merge support/tone:1 --base ./base -o ./merged
 loreg merge support/tone:1 --base base.onnx -o merged.onnx
 loreg merge ./my-peft-adapter --base ./base -o ./merged --dtype touched=F32
 loreg merge support/tone:1 --base ./base -o ./merged --dry-run
+loreg merge support/tone:1 --base ./base -o ./merged --keep-undo ./merged.undo
+loreg merge support/tone:1 --base ./base -o ./again --replay ./merged/loreg-receipt.json
 """,
 )
 @click.argument("adapter", type=ADAPTER)
@@ -66,6 +71,16 @@ loreg merge support/tone:1 --base ./base -o ./merged --dry-run
 @click.option("--no-hash", is_flag=True, help="Take no digests of the weights: faster, but the receipt proves nothing.")
 @click.option("--resume", is_flag=True, help="Go on with the same merge into OUTPUT that was killed.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+@click.option(
+    "--keep-undo", type=click.Path(path_type=Path), help="Write a reverse patch too, for loreg unmerge; must not exist."
+)
+@click.option(
+    "--replay",
+    "receipt_file",
+    type=click.Path(path_type=Path),
+    metavar="RECEIPT",
+    help="Merge with the options of a receipt, and keep the output only if it has the digests of the receipt.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 @registry_option
 @json_option
@@ -83,6 +98,8 @@ def merge(
     no_hash: bool,
     resume: bool,
     dry_run: bool,
+    keep_undo: Path | None,
+    receipt_file: Path | None,
     overwrite: bool,
     registry_home: str | None,
     as_json: bool,
@@ -94,6 +111,11 @@ def merge(
     """
     opened = open_any(adapter, registry_home)
     into_onnx = base.suffix == ".onnx"
+    if keep_undo is not None:
+        _check_undo(keep_undo, dry_run=dry_run, into_onnx=into_onnx)
+    if receipt_file is not None:
+        _replay(receipt_file, opened.adapter, base, output, workers, keep_undo, as_json=as_json)
+        return
     if dry_run and not into_onnx:
         _refuse(checkpoint=checkpoint)
         from lora_registry.merge.checkpoint import prepare
@@ -159,10 +181,56 @@ def merge(
                 overwrite=overwrite,
                 progress=advance,
             )
-    if as_json:
-        print_json(receipt.to_json())
-    else:
-        print_receipt(receipt, output)
+    _tell(receipt, base, output, keep_undo, as_json=as_json)
+
+
+def _tell(receipt: Receipt, base: Path, output: Path, keep_undo: Path | None, *, as_json: bool) -> None:
+    """Write the reverse patch where it is asked for, and print the receipt."""
+    if keep_undo is not None:
+        from lora_registry.merge.undo_patch import write_undo
+
+        with progress(f"writing {keep_undo.name}", quiet=as_json) as advance:
+            write_undo(base, output, keep_undo, progress=advance)
+    print_json(receipt.to_json()) if as_json else print_receipt(receipt, output)
+
+
+def _check_undo(patch: Path, *, dry_run: bool, into_onnx: bool) -> None:
+    """Refuse, before anything is merged, a patch that could not be written afterwards."""
+    if into_onnx or dry_run:
+        raise UsageError(f"--keep-undo is not for {'this kind of base' if into_onnx else 'a dry run'}")
+    from lora_registry.format.files import refuse_existing
+
+    refuse_existing(patch)
+    if not patch.parent.is_dir():
+        raise NotFoundError(f"no such folder: {patch.parent}")
+
+
+_OF_RECEIPT = ("checkpoint", "dtypes", "min_retention", "tied", "allow_new", "require_exact", "no_hash")
+_NOT_REPLAYED = ("resume", "dry_run", "overwrite")
+
+
+def _replay(
+    receipt_file: Path,
+    adapter: Adapter,
+    base: Path,
+    output: Path,
+    workers: int | None,
+    keep_undo: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Merge as a receipt says; options that it holds cannot be given beside it."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if given and parameter.name in _OF_RECEIPT + _NOT_REPLAYED:
+            why = "the receipt says it" if parameter.name in _OF_RECEIPT else "it means nothing there"
+            raise UsageError(f"{parameter.opts[0]} cannot be given with --replay: {why}")
+    from lora_registry.merge.replay import replay
+
+    with progress(f"merging into {output.name}", quiet=as_json) as advance:
+        receipt = replay(receipt_file, adapter, base, output, workers=workers, progress=advance)
+    _tell(receipt, base, output, keep_undo, as_json=as_json)
 
 
 def _refuse(**options: object) -> None:
