@@ -41,10 +41,10 @@ WEIGHTS = (0.7, 0.3)
 LOREG = """
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.ops.arrays import from_array, to_array
-from lora_registry.ops.combine import Weighted, combine
-from lora_registry.ops.lineage import Parent
-from lora_registry.ops.recipe import Method, Recipe
-from lora_registry.ops.truncation import Truncation
+from lora_registry.algebra.combine import Weighted, combine
+from lora_registry.algebra.lineage import Parent
+from lora_registry.algebra.recipe import Method, Recipe
+from lora_registry.algebra.truncation import Truncation
 
 def adapter(a, b):
     tensors = {"A": from_array(a), "B": from_array(b)}

@@ -75,7 +75,8 @@ def test_no_module_is_longer_than_five_hundred_lines() -> None:
 
 
 PACKAGES = [
-    f"lora_registry/{name}" for name in ("audit", "conformance", "format", "merge", "onnx", "ops", "runtime", "store")
+    f"lora_registry/{name}"
+    for name in ("algebra", "audit", "conformance", "format", "merge", "onnx", "ops", "quantized", "runtime", "store")
 ]
 
 

@@ -16,8 +16,8 @@ from lora_registry.errors import UsageError, refusal
 from lora_registry.text import printable
 
 if TYPE_CHECKING:
-    from lora_registry.ops.lineage import Parent
-    from lora_registry.ops.retention import Retention
+    from lora_registry.algebra.lineage import Parent
+    from lora_registry.algebra.retention import Retention
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -73,7 +73,7 @@ def sound(source: str, registry_home: str | None) -> Adapter:
 
 def parent(source: str, registry_home: str | None) -> Parent:
     """The adapter of ``source`` under its reference or its title; a path of this machine is no name (P-053)."""
-    from lora_registry.ops.lineage import Parent
+    from lora_registry.algebra.lineage import Parent
 
     adapter = sound(source, registry_home)
     is_path = source.startswith((".", "/", "~")) or Path(source).exists()
@@ -87,7 +87,7 @@ def print_retentions(retentions: Sequence[Retention], before: Adapter | None = N
         retentions: of a result.
         before: where the ranks of one adapter were changed, that adapter.
     """
-    from lora_registry.ops.retention import worst
+    from lora_registry.algebra.retention import worst
 
     was = {target.name: f"{target.rank} -> " for target in before or () if target.rank is not None}
     rows = [

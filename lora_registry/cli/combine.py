@@ -24,7 +24,7 @@ from lora_registry.cli._progress import progress
 from lora_registry.text import printable
 
 if TYPE_CHECKING:
-    from lora_registry.ops.combine import Combination
+    from lora_registry.algebra.combine import Combination
 
 _METHODS = ("cat", "linear", "svd", "orthogonal", "ties", "dare", "magnitude")
 _CONVENTIONS = ("peft", "mergekit", "paper")
@@ -101,13 +101,13 @@ def combine(
     PEFT's `linear`, which adds the A and the B, is not offered, nor is its `ties`, which elects signs in A and in B.
     DoRA, activated LoRA and replaced values have no weighted sum and are refused by name.
     """
+    from lora_registry.algebra.combine import Weighted
+    from lora_registry.algebra.combine import combine as combined
+    from lora_registry.algebra.election import Convention
+    from lora_registry.algebra.recipe import Method, Recipe
+    from lora_registry.algebra.truncation import Truncation
     from lora_registry.format.identity import content_digest
     from lora_registry.format.writer import write_adapter
-    from lora_registry.ops.combine import Weighted
-    from lora_registry.ops.combine import combine as combined
-    from lora_registry.ops.election import Convention
-    from lora_registry.ops.recipe import Method, Recipe
-    from lora_registry.ops.truncation import Truncation
 
     check_output(output, overwrite=overwrite)
     recipe = Recipe(

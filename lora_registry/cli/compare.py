@@ -18,7 +18,7 @@ from lora_registry.cli._progress import progress, status
 from lora_registry.text import listed, plural, printable
 
 if TYPE_CHECKING:
-    from lora_registry.ops.similarity import Comparison, Similarity
+    from lora_registry.algebra.similarity import Comparison, Similarity
 
 
 @command(
@@ -42,9 +42,9 @@ def compare(one: str, other: str, targets: bool, dense: bool, registry_home: str
     does too; 1 is all of it, and unrelated adapters share rank/width. conflict: share of the elements with opposite
     signs. cancelled: share of both that is gone in their sum; unrelated adapters of one size lose 0.29.
     """
+    from lora_registry.algebra.similarity import compare as compared
     from lora_registry.ops.agreement import TOLERANCE, agree, unseen, with_names_of
     from lora_registry.ops.probe import certify
-    from lora_registry.ops.similarity import compare as compared
 
     first, second = sound(one, registry_home), sound(other, registry_home)
     first, prefix = with_names_of(first, second)
@@ -94,7 +94,7 @@ def _print(found: Comparison, verdict: str, *, each: bool) -> None:
 
 def _figures(group: Sequence[Similarity]) -> list[str]:
     """The cosine of a group as one vector, and the means of the other figures."""
-    from lora_registry.ops.similarity import cosine
+    from lora_registry.algebra.similarity import cosine
 
     sizes = [sqrt(sum(one.norms[side] ** 2 for one in group)) for side in (0, 1)]
     means = (

@@ -23,7 +23,7 @@ from lora_registry.cli._texts import LICENSE, NAME
 from lora_registry.text import listed, plural, printable
 
 if TYPE_CHECKING:
-    from lora_registry.ops.extract import Extraction
+    from lora_registry.algebra.extract import Extraction
 
 
 @command(
@@ -64,11 +64,11 @@ def extract(
     every weight, which no low rank holds; a note says how large it is, for an error of that size is nothing lost.
     """
     from lora_registry.adapter import Base
+    from lora_registry.algebra.extract import extract as extracted
+    from lora_registry.algebra.truncation import Truncation
     from lora_registry.format.identity import content_digest
     from lora_registry.format.writer import write_adapter
     from lora_registry.merge.base import open_base
-    from lora_registry.ops.extract import extract as extracted
-    from lora_registry.ops.truncation import Truncation
 
     check_output(output, overwrite=overwrite)
     asked, about = Truncation(rank, energy), Base(name=base_name, license=base_license)

@@ -44,10 +44,10 @@ def resize(
     The error is the discarded singular values, exactly: `error` is ‖ΔW - ΔW'‖ / ‖ΔW‖ (Frobenius) and `energy` is
     1 - error². A target whose rank is small enough already stays as it is, byte for byte.
     """
+    from lora_registry.algebra.resize import resize as resized
+    from lora_registry.algebra.truncation import Truncation
     from lora_registry.format.identity import content_digest
     from lora_registry.format.writer import write_adapter
-    from lora_registry.ops.resize import resize as resized
-    from lora_registry.ops.truncation import Truncation
 
     check_output(output, overwrite=overwrite)
     asked = Truncation(rank, energy)

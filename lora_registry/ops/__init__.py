@@ -12,24 +12,6 @@
 :mod:`~.signs`         the fixed signs of the probe certificate
 :mod:`~.probe`         the certificate: eight numbers for each change
 :mod:`~.agreement`     whether two adapters make the same change
-:mod:`~.core`          sums of low-rank changes, and their singular values from a small core
-:mod:`~.slices`        the change of a target as matrices in logical order, and back
-:mod:`~.spectrum`      singular values, norm and stable rank of a change
-:mod:`~.truncation`    how much to keep: a rank or a share of the energy
-:mod:`~.dense`         the largest singular values of a whole matrix
-:mod:`~.noise`         what rounding adds to a matrix
-:mod:`~.lowering`      LoHa, LoKr and sparse changes as two factors
-:mod:`~.retention`     what an operation kept of a change, as figures
-:mod:`~.lineage`       what an adapter made from others says about itself
-:mod:`~.combinable`    what can be added up, and what is refused by name
-:mod:`~.recipe`        how adapters are to be combined
-:mod:`~.election`      ties and dare element by element, each convention by its name
-:mod:`~.mixture`       the elementwise methods on one tensor
-:mod:`~.orthogonalize` a change without the directions of others
-:mod:`~.combine`       one adapter out of several; subtract and negate
-:mod:`~.resize`        fewer ranks, with the error certified
-:mod:`~.similarity`    cosine, overlap and interference of two adapters
-:mod:`~.extract`       the adapter between two checkpoints
 :mod:`~.base_model`    what arithmetic and fitting need to know of a base model
 :mod:`~.prefix`        the one prefix between the names of an adapter and of a base
 :mod:`~.tied`          what a merge does to tied tensors

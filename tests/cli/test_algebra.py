@@ -16,14 +16,14 @@ from click.testing import CliRunner, Result
 from loreg_converters.peft import converter
 
 from lora_registry.adapter import Adapter, Base, Kind
+from lora_registry.algebra.election import Convention
+from lora_registry.algebra.recipe import Method
 from lora_registry.cli import main
 from lora_registry.format.container import encode_tensors
 from lora_registry.format.identity import content_digest
 from lora_registry.format.reader import read_adapter
 from lora_registry.format.writer import write_adapter
 from lora_registry.ops.arrays import from_array
-from lora_registry.ops.election import Convention
-from lora_registry.ops.recipe import Method
 
 Run = Callable[..., Result]
 Native = Callable[[str, Adapter], Path]

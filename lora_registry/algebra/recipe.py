@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from lora_registry.adapter import Json
+from lora_registry.algebra.election import Convention
+from lora_registry.algebra.truncation import Truncation
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import UsageError
-from lora_registry.ops.election import Convention
-from lora_registry.ops.truncation import Truncation
 
 
 class Method(StrEnum):
@@ -54,7 +54,7 @@ class Recipe:
         method: see :class:`Method`.
         truncation: what to keep; needed by svd and the elementwise methods, not for cat.
         density: the share of the elements that stay; needed by the elementwise methods.
-        convention: whose rules of ties and dare; see :mod:`~lora_registry.ops.election`.
+        convention: whose rules of ties and dare; see :mod:`~lora_registry.algebra.election`.
         seed: of dare.
         dtype: safetensors name of the element type of the result.
         dense: multiply out LoHa, LoKr and sparse changes.

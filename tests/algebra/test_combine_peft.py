@@ -15,10 +15,10 @@ from loreg_converters.peft import converter
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from lora_registry.adapter import Adapter, Target
-from lora_registry.ops.combine import Weighted, combine
-from lora_registry.ops.lineage import Parent
-from lora_registry.ops.recipe import Method, Recipe
-from lora_registry.ops.truncation import Truncation
+from lora_registry.algebra.combine import Weighted, combine
+from lora_registry.algebra.lineage import Parent
+from lora_registry.algebra.recipe import Method, Recipe
+from lora_registry.algebra.truncation import Truncation
 
 WEIGHTS = (0.7, -0.4)
 FULL = 64  # beyond every dimension of the model, so that nothing is truncated

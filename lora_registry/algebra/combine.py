@@ -13,20 +13,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lora_registry.adapter import Adapter, Json, Kind, Target
+from lora_registry.algebra.combinable import aligned, check_linear, replaces
+from lora_registry.algebra.core import LowRank, norm, one_thread, stacked
+from lora_registry.algebra.dense import approximate
+from lora_registry.algebra.lineage import Parent, common_fingerprint, descendant
+from lora_registry.algebra.mixture import Mixture
+from lora_registry.algebra.orthogonalize import orthogonalized
+from lora_registry.algebra.recipe import ELEMENTWISE, Method, Recipe
+from lora_registry.algebra.resize import truncated
+from lora_registry.algebra.retention import Retention, bias_of, retained
+from lora_registry.algebra.slices import refilled, slices
 from lora_registry.errors import UnsupportedError, UsageError
 from lora_registry.ops.agreement import with_names_of
 from lora_registry.ops.arrays import to_array
-from lora_registry.ops.combinable import aligned, check_linear, replaces
-from lora_registry.ops.core import LowRank, norm, one_thread, stacked
-from lora_registry.ops.dense import approximate
-from lora_registry.ops.lineage import Parent, common_fingerprint, descendant
-from lora_registry.ops.mixture import Mixture
-from lora_registry.ops.orthogonalize import orthogonalized
 from lora_registry.ops.prefix import Prefix
-from lora_registry.ops.recipe import ELEMENTWISE, Method, Recipe
-from lora_registry.ops.resize import truncated
-from lora_registry.ops.retention import Retention, bias_of, retained
-from lora_registry.ops.slices import refilled, slices
 from lora_registry.progress import Counted, Progress
 
 

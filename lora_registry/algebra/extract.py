@@ -1,8 +1,8 @@
 """The adapter between two checkpoints: the difference of each matrix by its singular values.
 
 A tuned checkpoint holds W + ΔW rounded to its element type, and the rounding is part of the difference. In bfloat16
-it can be larger than the change itself. Its size is known (:mod:`~lora_registry.ops.noise`), so that it can be told how
-much of what was left out is rounding, and which singular values stand above it.
+it can be larger than the change itself. Its size is known (:mod:`~lora_registry.algebra.noise`), so that it can be
+told how much of what was left out is rounding, and which singular values stand above it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lora_registry.adapter import Adapter, Base, Json, Kind, Target
+from lora_registry.algebra.core import LowRank, one_thread
+from lora_registry.algebra.dense import approximate
+from lora_registry.algebra.noise import rounding_noise
+from lora_registry.algebra.recipe import check_dtype
+from lora_registry.algebra.retention import Retention, bias_of, retained
+from lora_registry.algebra.slices import refilled
+from lora_registry.algebra.truncation import Truncation
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.ops.arrays import Array, from_array, widened
 from lora_registry.ops.base_model import BaseModel
-from lora_registry.ops.core import LowRank, one_thread
-from lora_registry.ops.dense import approximate
 from lora_registry.ops.fingerprint import target_fingerprint
-from lora_registry.ops.noise import rounding_noise
-from lora_registry.ops.recipe import check_dtype
-from lora_registry.ops.retention import Retention, bias_of, retained
-from lora_registry.ops.slices import refilled
-from lora_registry.ops.truncation import Truncation
 from lora_registry.progress import Counted, Progress
 from lora_registry.text import listed
 

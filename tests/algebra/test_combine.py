@@ -11,6 +11,11 @@ import pytest
 from algebra_adapters import OUT, Array, adapter, apart, dense, target, weighted
 
 from lora_registry.adapter import Adapter, Base, Kind, Target
+from lora_registry.algebra.combine import Combination, Weighted, combine, negate, subtract
+from lora_registry.algebra.election import Convention
+from lora_registry.algebra.lineage import Parent
+from lora_registry.algebra.recipe import Method, Recipe
+from lora_registry.algebra.truncation import Truncation
 from lora_registry.digest import Digest
 from lora_registry.errors import InvalidInputError, UnsupportedError, UsageError
 from lora_registry.format.identity import content_digest
@@ -18,12 +23,7 @@ from lora_registry.format.writer import encode_adapter
 from lora_registry.ops.agreement import agree
 from lora_registry.ops.arrays import from_array, to_array
 from lora_registry.ops.change import merged
-from lora_registry.ops.combine import Combination, Weighted, combine, negate, subtract
-from lora_registry.ops.election import Convention
-from lora_registry.ops.lineage import Parent
 from lora_registry.ops.probe import certify
-from lora_registry.ops.recipe import Method, Recipe
-from lora_registry.ops.truncation import Truncation
 from lora_registry.segments import Segment, Segments
 
 FORMS: list[tuple[str, dict[str, Any]]] = [

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from lora_registry.adapter import Kind, Target
+from lora_registry.algebra.core import LowRank, norm, stacked
 from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import Array, from_array, round_to, to_array
-from lora_registry.ops.core import LowRank, norm, stacked
 
 
 def slices(target: Target, factor: float | None = None) -> list[LowRank]:

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from lora_registry.adapter import Adapter, Base, Kind
+from lora_registry.algebra import dense as dense_module
+from lora_registry.algebra.dense import approximate
+from lora_registry.algebra.extract import Extracted, extract
+from lora_registry.algebra.noise import rounding_noise
+from lora_registry.algebra.truncation import Truncation
 from lora_registry.errors import InvalidInputError, UnsupportedError, UsageError
 from lora_registry.format.writer import encode_adapter
-from lora_registry.ops import dense as dense_module
 from lora_registry.ops.arrays import dtype_name
 from lora_registry.ops.change import delta, merged
-from lora_registry.ops.dense import approximate
-from lora_registry.ops.extract import Extracted, extract
 from lora_registry.ops.fingerprint import fingerprint
-from lora_registry.ops.noise import rounding_noise
-from lora_registry.ops.truncation import Truncation
 
 Array = np.ndarray[Any, Any]
 RANDOM = np.random.default_rng(0)

@@ -10,12 +10,12 @@ import pytest
 from algebra_adapters import OUT, adapter, dense, target
 
 from lora_registry.adapter import Base, Kind, Target
+from lora_registry.algebra.combine import negate
+from lora_registry.algebra.lineage import Parent
+from lora_registry.algebra.similarity import Similarity, compare
 from lora_registry.digest import Digest
 from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import from_array
-from lora_registry.ops.combine import negate
-from lora_registry.ops.lineage import Parent
-from lora_registry.ops.similarity import Similarity, compare
 
 FORMS: dict[str, dict[str, Any]] = {
     "linear": {"kind": Kind.LINEAR},

@@ -13,13 +13,13 @@ from math import sqrt
 import numpy as np
 
 from lora_registry.adapter import LOW_RANK, Adapter, Kind, Target
+from lora_registry.algebra.combinable import aligned, replaces
+from lora_registry.algebra.core import LowRank, inner, norm, one_thread
+from lora_registry.algebra.lowering import DENSE
+from lora_registry.algebra.orthogonalize import spaces
+from lora_registry.algebra.slices import slices
 from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import to_array
-from lora_registry.ops.combinable import aligned, replaces
-from lora_registry.ops.core import LowRank, inner, norm, one_thread
-from lora_registry.ops.lowering import DENSE
-from lora_registry.ops.orthogonalize import spaces
-from lora_registry.ops.slices import slices
 from lora_registry.progress import Counted, Progress
 from lora_registry.text import plural
 

@@ -10,17 +10,17 @@ import pytest
 from algebra_adapters import EXPERTS, IN, OUT, adapter, apart, dense, target
 
 from lora_registry.adapter import Adapter, Kind, Target
+from lora_registry.algebra.lineage import Parent
+from lora_registry.algebra.lowering import lowered
+from lora_registry.algebra.resize import resize
+from lora_registry.algebra.spectrum import spectrum
+from lora_registry.algebra.truncation import Truncation
 from lora_registry.errors import InvalidInputError, UnsupportedError, UsageError
 from lora_registry.format.identity import content_digest
 from lora_registry.format.writer import encode_adapter
 from lora_registry.ops.agreement import agree
 from lora_registry.ops.arrays import from_array, to_array
-from lora_registry.ops.lineage import Parent
-from lora_registry.ops.lowering import lowered
 from lora_registry.ops.probe import certify
-from lora_registry.ops.resize import resize
-from lora_registry.ops.spectrum import spectrum
-from lora_registry.ops.truncation import Truncation
 
 FORMS: dict[str, dict[str, Any]] = {
     "linear": {"kind": Kind.LINEAR},

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lora_registry.adapter import Target
+from lora_registry.algebra.core import LowRank, norm
+from lora_registry.algebra.slices import distance
 from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import Array, from_array, round_to
-from lora_registry.ops.core import LowRank, norm
-from lora_registry.ops.slices import distance
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def retained(target: Target, kept: Sequence[LowRank], whole: float, left_out: fl
 
     Args:
         target: as it is written.
-        kept: its change before it was rounded, as :func:`~lora_registry.ops.slices.slices` gives it.
+        kept: its change before it was rounded, as :func:`~lora_registry.algebra.slices.slices` gives it.
         whole: ‖ΔW‖ of the exact result, Frobenius.
         left_out: ‖exact - kept‖, Frobenius.
     """

@@ -13,9 +13,9 @@ from math import sqrt
 
 import numpy as np
 
+from lora_registry.algebra.core import LowRank, Svd
+from lora_registry.algebra.truncation import Truncation
 from lora_registry.ops.arrays import Array
-from lora_registry.ops.core import LowRank, Svd
-from lora_registry.ops.truncation import Truncation
 
 EXACT = 384
 """The smaller side of the largest matrix that is always decomposed exactly."""

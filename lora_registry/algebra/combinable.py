@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lora_registry.adapter import LOW_RANK, Adapter, Kind, Target
+from lora_registry.algebra.lowering import DENSE, lowered
 from lora_registry.errors import InvalidInputError, UnsupportedError
-from lora_registry.ops.lowering import DENSE, lowered
 from lora_registry.ops.rows import reordered
 
 _LOGICAL = ("out", "in", "expert")
@@ -17,7 +17,7 @@ def check_linear(adapters: Iterable[Adapter], *, dense: bool) -> None:
 
     Args:
         adapters: any.
-        dense: whether changes without two factors may be multiplied out; see :mod:`~lora_registry.ops.lowering`.
+        dense: whether changes without two factors may be multiplied out; see :mod:`~lora_registry.algebra.lowering`.
 
     Raises:
         UnsupportedError: a gate (activated LoRA); a magnitude (DoRA); or a LoHa, LoKr or sparse change, and ``dense``

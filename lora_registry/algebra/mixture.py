@@ -9,12 +9,12 @@ from functools import partial
 import numpy as np
 
 from lora_registry.adapter import Kind, Target
+from lora_registry.algebra.election import Convention, above, dropped, elected, threshold, trimmed
+from lora_registry.algebra.lowering import lowered
+from lora_registry.algebra.recipe import Method, Recipe
+from lora_registry.algebra.slices import slices
 from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import Array, to_array
-from lora_registry.ops.election import Convention, above, dropped, elected, threshold, trimmed
-from lora_registry.ops.lowering import lowered
-from lora_registry.ops.recipe import Method, Recipe
-from lora_registry.ops.slices import slices
 
 
 class Mixture:

@@ -9,15 +9,15 @@ from math import sqrt
 import numpy as np
 
 from lora_registry.adapter import LOW_RANK, Adapter, Target
+from lora_registry.algebra.combinable import refuse_magnitude
+from lora_registry.algebra.core import LowRank, Svd, one_thread, svd
+from lora_registry.algebra.lineage import Parent, descendant
+from lora_registry.algebra.lowering import DENSE, lowered
+from lora_registry.algebra.recipe import check_dtype
+from lora_registry.algebra.retention import Retention, retained
+from lora_registry.algebra.slices import refilled, slices
+from lora_registry.algebra.truncation import Truncation
 from lora_registry.errors import UsageError
-from lora_registry.ops.combinable import refuse_magnitude
-from lora_registry.ops.core import LowRank, Svd, one_thread, svd
-from lora_registry.ops.lineage import Parent, descendant
-from lora_registry.ops.lowering import DENSE, lowered
-from lora_registry.ops.recipe import check_dtype
-from lora_registry.ops.retention import Retention, retained
-from lora_registry.ops.slices import refilled, slices
-from lora_registry.ops.truncation import Truncation
 from lora_registry.progress import Counted, Progress
 
 

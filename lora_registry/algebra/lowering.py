@@ -11,13 +11,13 @@ from dataclasses import replace
 import numpy as np
 
 from lora_registry.adapter import LAYOUTS, LOW_RANK, Kind, Layout, Target
+from lora_registry.algebra.dense import approximate
+from lora_registry.algebra.slices import refilled
+from lora_registry.algebra.truncation import Truncation
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.ops.arrays import Array, to_array
 from lora_registry.ops.change import positions
-from lora_registry.ops.dense import approximate
 from lora_registry.ops.factors import FACTORED, change_matrix
-from lora_registry.ops.slices import refilled
-from lora_registry.ops.truncation import Truncation
 
 DENSE = (FACTORED - LOW_RANK) | {Kind.SPARSE}
 """The kinds that have no two factors: LoHa, LoKr and sparse."""

@@ -8,9 +8,9 @@ import pytest
 from algebra_adapters import adapter, target
 
 from lora_registry.adapter import Adapter, Base
+from lora_registry.algebra.lineage import Parent, descendant
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.format.writer import encode_adapter
-from lora_registry.ops.lineage import Parent, descendant
 
 
 def child(*parents: Adapter, force: bool = False) -> tuple[Adapter, tuple[str, ...]]:

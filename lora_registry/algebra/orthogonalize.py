@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lora_registry.algebra.core import LowRank, svd
 from lora_registry.ops.arrays import Array
-from lora_registry.ops.core import LowRank, svd
 
 _SAME = 1e-10
 """A direction that is so close to those before it is one of them."""

@@ -9,8 +9,8 @@ import pytest
 import torch
 from peft.utils import merge_utils
 
+from lora_registry.algebra.election import Convention, above, dropped, elected, threshold, trimmed
 from lora_registry.errors import UsageError
-from lora_registry.ops.election import Convention, above, dropped, elected, threshold, trimmed
 
 VECTORS = np.array([[1, -2, 3, 0, 5, -6], [-1, 2, 3, 4, -5, -6], [2, 2, -1, 4, 1, 0]], np.float32)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora_registry.adapter import Target
+from lora_registry.algebra.core import singular_values
+from lora_registry.algebra.slices import slices
 from lora_registry.ops.arrays import Array
-from lora_registry.ops.core import singular_values
-from lora_registry.ops.slices import slices
 
 
 @dataclass(frozen=True, slots=True, eq=False)
