@@ -25,5 +25,21 @@
 :mod:`~.preview`       what it would do, told without doing it
 :mod:`~.onnx_model`    the merge into an ONNX model
 :mod:`~.receipt`       what a merge did
+:mod:`~.recorded`      receipts read back, and files held against them
+:mod:`~.replay`        a merge done again from its receipt
+:mod:`~.undo_patch`    the reverse patch of a merge, made
+:mod:`~.undo_header`   what it says about itself
+:mod:`~.undo_block`    what it holds
+:mod:`~.unmerge`       the base back, byte by byte
+:mod:`~.recompute`     is a checkpoint base + adapter? asked of any program's output
+:mod:`~.expectation`   which tensors it has to hold
+:mod:`~.judge`         whether a tensor holds what it has to
+:mod:`~.untouched`     tensors that are to be the base's
+:mod:`~.formula`       the changes of the format, in float64
+:mod:`~.outcome`       what sound arithmetic makes of them
+:mod:`~.interval`      numbers known up to a bound
+:mod:`~.nearest`       rounding by the definitions of the types
+:mod:`~.roundings`     orders of rounding, by name
+:mod:`~.misreadings`   mistakes, by name
 ====================== ==================================================================
 """

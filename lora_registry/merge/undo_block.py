@@ -12,7 +12,8 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import IntegrityError, InvalidInputError
 from lora_registry.ops.arrays import Array, numpy_dtype, round_to, widened
 
-_SLACK = 1 << 12  # bytes that compression may add to a block
+SLACK = 1 << 12
+"""Bytes that compression may add to a block."""
 _DIGEST = 32
 
 
@@ -71,7 +72,7 @@ def read_block(stream: IO[bytes], length: int, name: str) -> tuple[bytes, Digest
     """
     head = stream.read(4 + _DIGEST)
     size = int.from_bytes(head[:4], "little")
-    if len(head) < 4 + _DIGEST or size > length + _SLACK:
+    if len(head) < 4 + _DIGEST or size > length + SLACK:
         raise InvalidInputError(f"{name}: truncated, or a block that is too large (U-004)")
     packed = stream.read(size)
     unpacker = zlib.decompressobj()

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 from typing import get_args
 
+from lora_registry.merge import undo_block, undo_header
 from lora_registry.merge.fit import Verdict
+from lora_registry.merge.judge import Answer
 from lora_registry.merge.receipt import Receipt
 from lora_registry.ops.tied import TiedPolicy
 
@@ -41,3 +43,21 @@ def test_verdicts_policies_and_receipt_fields_are_listed() -> None:
         name for line in re.findall(r"^- (.*)$", receipt, re.MULTILINE) for name in re.findall(r"\*\*`(\w+)`\*\*", line)
     }
     assert listed - {"loreg_receipt", "tool", "warnings"} == set(Receipt.__dataclass_fields__)
+
+
+def test_every_refusal_of_a_reverse_patch_is_listed() -> None:
+    """The ids in the messages are those of the table, and their numbers those of the code."""
+    sources = [
+        (ROOT / "lora_registry/merge" / name).read_text() for name in ("undo_header.py", "undo_block.py", "unmerge.py")
+    ]
+    assert table("U") == {found for source in sources for found in re.findall(r"\((U-\d{3})\)", source)}
+    section = TEXT.split("\n## 6. ")[1].split("\n## 7. ")[0].replace(" ", "")
+    for number in (undo_header.BLOCK, undo_header.HEADER, undo_block.SLACK):
+        assert str(number) in section
+    assert undo_header.MAGIC.decode() in section
+
+
+def test_what_the_judge_knows_is_told() -> None:
+    """The three answers stand in the text."""
+    section = TEXT.split("\n## 8. ")[1]
+    assert all(f"*{answer.value}*" in section for answer in Answer)
