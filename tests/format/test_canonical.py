@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_registry.format.canonical import JsonError, decode, encode, number
-from lora_registry.format.limits import JSON_DEPTH, JSON_SEPARATORS, SAFE_INTEGER
+from lora_registry.format.limits import JSON_DEPTH, JSON_SEPARATORS
 
 NUMBERS = {
     "0000000000000000": "0",
@@ -41,16 +41,6 @@ NUMBERS = {
     "43143ff3c1cb0959": "1424953923781206.2",
 }
 """RFC 8785, appendix B: the bits of a float64, and how it is written."""
-
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-SAFE_INTEGER, SAFE_INTEGER)
-    | st.floats(allow_nan=False, allow_infinity=False).filter(lambda value: not SAFE_INTEGER < abs(value) < 1e21)
-    | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
-    max_leaves=20,
-)
 
 
 @pytest.mark.parametrize(("bits", "text"), NUMBERS.items())
@@ -110,20 +100,6 @@ def test_sorting_of_the_rfc() -> None:
 def test_control_characters() -> None:
     """Control characters are escaped in the short form where there is one, and DEL is not escaped."""
     assert encode("\x00\x08\t\n\x0b\x0c\r\x1f\x7f/") == b'"\\u0000\\b\\t\\n\\u000b\\f\\r\\u001f\x7f/"'
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False))
-def test_numbers_survive(value: float) -> None:
-    """What is written reads back as the same float64."""
-    assert float(number(value)) == value
-
-
-@given(VALUES)
-def test_values_survive(value: Any) -> None:
-    """decode undoes encode, and encoding again gives the same bytes."""
-    data = encode(value)
-    assert decode(data) == value
-    assert encode(decode(data)) == data
 
 
 @given(st.dictionaries(st.text(), st.integers(0, 9)), st.randoms())

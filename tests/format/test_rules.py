@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_registry.adapter import LAYOUTS, Adapter, Kind, Tensor
+from lora_registry.adapter import Adapter, Tensor
 from lora_registry.digest import Digest
 from lora_registry.format.document import from_document, tensor_key, to_document
 from lora_registry.format.identity import content_digest
@@ -94,11 +94,6 @@ def test_groups_that_divide(groups: int) -> None:
     }
     tensors = {"c/A": ("F32", (6, 2 * groups, 5)), "c/B": ("F32", (12, 6 // groups, 1))}
     assert check_document(document, tensors) == []
-
-
-def test_every_kind_has_layouts() -> None:
-    """No kind is without a layout, and the sample has all kinds."""
-    assert set(LAYOUTS) == set(Kind)
 
 
 def test_rows_need_no_shape(adapter: Adapter, make_file: Callable[..., Path]) -> None:
