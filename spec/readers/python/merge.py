@@ -1,24 +1,18 @@
-"""What an adapter does, by adapter-format.md 1.0: W' (sections 5 and 10), fingerprints (9), probe certificate (11.1).
+"""Beside loreg_reader.py, a merger: W' and fingerprints, by sections 5, 9 and 10 of adapter-format.md 1.0.
 
 Tensors are flat lists in row-major order, and arithmetic is binary64; W' is rounded once, to the type of the base.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from itertools import chain, zip_longest
 from operator import add, mul
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rules import SIZES
-from strict_json import RefusalError, canonical, digest
-
-if TYPE_CHECKING:
-    from loreg_reader import Adapter, Container
+from loreg_reader import FLOATS, SIZES, Adapter, RefusalError, canonical, digest
 
 CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "I8": "b"}  # of the module struct
 CODES |= {"U64": "Q", "U32": "I", "U16": "H", "U8": "B", "BOOL": "B"}
@@ -69,15 +63,10 @@ def bits(dtype: str, value: float) -> int:
 
 
 def encode(dtype: str, values: Values) -> bytes:
-    """The bytes of values, each rounded once to the element type, to nearest with ties to even (P-015)."""
-    if dtype in BITS:
-        return b"".join(bits(dtype, value).to_bytes(SIZES[dtype], "little") for value in values)
+    """The bytes of values, each rounded once to a floating-point type, to nearest with ties to even (P-015)."""
     if dtype == "F64":
         return struct.pack(f"<{len(values)}d", *values)
-    try:
-        return struct.pack(f"<{len(values)}{CODES[dtype]}", *map(round, values))
-    except (struct.error, ValueError, OverflowError):
-        raise RefusalError("invalid-input", f"a result that {dtype} does not hold (P-016)") from None
+    return b"".join(bits(dtype, value).to_bytes(SIZES[dtype], "little") for value in values)
 
 
 def is_transposed(target: dict[str, Any]) -> bool:
@@ -183,6 +172,14 @@ def merged(adapter: Adapter, name: str, dtype: str, base: bytes) -> bytes:
     return bytes(result)
 
 
+def mixes(adapter: Adapter, name: str, dtype: str) -> bool:
+    """Whether the change of a base tensor of this type would mix types that do not mix (P-054)."""
+    value = adapter.tensors.get(f"{name}/value", {}).get("dtype")
+    if adapter.targets[name]["kind"] in ("full", "tokens"):
+        return value != dtype and not {value, dtype} <= FLOATS.keys()
+    return dtype not in FLOATS
+
+
 def suits(adapter: Adapter, name: str, shape: list[int]) -> bool:
     """Whether a tensor of the base has the shape of a target; a tokens target is free to say no more than its rows."""
     target, value = adapter.targets[name], adapter.tensors.get(f"{name}/value", {"shape": []})["shape"]
@@ -191,73 +188,37 @@ def suits(adapter: Adapter, name: str, shape: list[int]) -> bool:
     return len(shape) == 2 and shape[1] == value[1] and target["rows"][-1] < shape[0]
 
 
-def merge(adapter: Adapter, base: Container) -> dict[str, Any]:
+def stays_finite(adapter: Adapter, name: str, dtype: str, new: bytes, old: bytes) -> bool:
+    """Whether every element of W' is finite where that of W is, or where W has none (P-016).
+
+    Where a target has factors and a value, W is the value.
+    """
+    before = decode(dtype, old)
+    if "value" in adapter.targets[name]["tensors"] and "A" in adapter.targets[name]["tensors"]:
+        before = decode(adapter.tensors[f"{name}/value"]["dtype"], adapter.data(f"{name}/value"))
+    pairs = zip_longest(decode(dtype, new), before, fillvalue=0.0)
+    return all(math.isfinite(after) or not math.isfinite(was) for after, was in pairs)
+
+
+def merge(adapter: Adapter, request: dict[str, Any]) -> dict[str, Any]:
     """The changed tensors of a base, and how its fingerprints compare; RefusalError where section 15 says so."""
     if "gate" in adapter.document:
         raise RefusalError("unsupported", "a gated adapter is on in parts of a sequence only (P-046)")
     if any(target.get("groups", 1) > 1 for target in adapter.targets.values()):
         raise RefusalError("unsupported", "the base has no place for the change of a grouped convolution (P-006)")
-    tensors, fingerprints = {}, {}
+    base, tensors, fingerprints = Adapter(request["base"], until="container"), {}, {}
     for name, target in adapter.targets.items():
         record = base.tensors.get(name)
         if record is None or not suits(adapter, name, record["shape"]):
             raise RefusalError("invalid-input", f"the base has no tensor {name} of the target's shape (P-012)")
         dtype, old = record["dtype"], base.data(name)
+        if mixes(adapter, name, dtype):
+            raise RefusalError("invalid-input", f"the base has {name} in {dtype}, which does not mix (P-054)")
         new = merged(adapter, name, dtype, old)
-        pairs = zip_longest(decode(dtype, new), decode(dtype, old), fillvalue=0.0)
-        if any(math.isfinite(before) and not math.isfinite(after) for after, before in pairs):
+        if not stays_finite(adapter, name, dtype, new, old):
             raise RefusalError("invalid-input", f"an element of {name} is not finite any more (P-016)")
         shape = [target["length"], *record["shape"][1:]] if "length" in target else record["shape"]
         tensors[name] = {"dtype": dtype, "shape": shape, "data": new.hex()}
         stated = target.get("fingerprint", "none")
         fingerprints[name] = {"none": "none", fingerprint(target, record, old): "same"}.get(stated, "other")
     return {"tensors": tensors, "fingerprints": fingerprints}
-
-
-@lru_cache(maxsize=32)
-def signs(side: str, j: int, count: int) -> list[int]:
-    """The signs u, of the side `left`, or v, of the side `right` (section 11.1)."""
-    parts = (f"loreg-probe-v1/{side}/{j}/{n}" for n in range(-(-count // 256)))
-    stream = b"".join(hashlib.sha256(part.encode()).digest() for part in parts)
-    return [-1 if stream[i // 8] >> i % 8 & 1 else 1 for i in range(count)]
-
-
-def numbers(matrix: list[Values]) -> Values:
-    """The eight numbers of a matrix, given as its rows."""
-    sides = [(signs("left", j, len(matrix)), signs("right", j, len(matrix[0]))) for j in range(8)]
-    return [float(dot(u, (dot(row, v) for row in matrix))) for u, v in sides]
-
-
-def change_numbers(target: dict[str, Any], tensors: dict[str, Values]) -> Values:
-    """The eight numbers of s · B · A, for which the matrix of the base's size is not needed."""
-    pairs = blocks(target, tensors)
-    height, width = sum(len(left) for left, _ in pairs), len(pairs[0][1][0])
-    result = []
-    for j in range(8):
-        u, v, outputs = signs("left", j, height), signs("right", j, width), Values()
-        for left, right in pairs:
-            inner = [dot(row, v) for row in right]
-            outputs += [dot(row, inner) for row in left]
-        result.append(target["scale"] * dot(u, outputs))
-    return result
-
-
-def probe(adapter: Adapter) -> dict[str, dict[str, Values]]:
-    """The probe certificate: the components of every target, eight numbers each."""
-    certificate = {}
-    for name, target in adapter.targets.items():
-        tensors, components = tensors_of(adapter, name), dict[str, Values]()
-        if target["kind"] == "bias":
-            components["change"] = numbers([[target["scale"] * delta] for delta in tensors["delta"]])
-        elif "A" in tensors:
-            components["change"] = change_numbers(target, tensors)
-        if "magnitude" in tensors:
-            components["magnitude"] = numbers(rows(tensors["magnitude"], 1))
-        if "value" in tensors:
-            shape, places = fingerprint_order(target, adapter.tensors[f"{name}/value"]["shape"])
-            value = [tensors["value"][place] for place in places]
-            components["value"] = numbers(rows(value, math.prod(shape[1:])))
-        if not all(map(math.isfinite, chain.from_iterable(components.values()))):
-            raise RefusalError("invalid-input", f"{name} leaves the range of binary64 (P-051)")
-        certificate[name] = components
-    return certificate

@@ -1,14 +1,10 @@
-"""The canonical file of an adapter, by P-019 to P-022 of adapter-format.md 1.0."""
+"""Beside loreg_reader.py, a writer: the canonical file, by P-019 to P-022 of adapter-format.md 1.0."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rules import FEATURES, SIZES
-from strict_json import RefusalError, canonical
-
-if TYPE_CHECKING:
-    from loreg_reader import Adapter
+from loreg_reader import SIZES, Adapter, canonical
 
 
 def without(members: dict[str, Any], **defaults: Any) -> dict[str, Any]:
@@ -36,7 +32,7 @@ def canonical_document(document: dict[str, Any]) -> dict[str, Any]:
     return without(whole, requires={}, base={}, info={}, origin={}, tokenizer={}, training={}, extensions={})
 
 
-def write(adapter: Adapter, document: dict[str, Any]) -> bytes:
+def file_of(adapter: Adapter, document: dict[str, Any]) -> bytes:
     """The file that has a document and the tensors of an adapter."""
     header: dict[str, Any] = {"__metadata__": {"loreg": canonical(canonical_document(document))}}
     keys = sorted(adapter.tensors, key=lambda key: (-SIZES[adapter.tensors[key]["dtype"]], key))
@@ -49,9 +45,6 @@ def write(adapter: Adapter, document: dict[str, Any]) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def edit(adapter: Adapter, title: str) -> bytes:
-    """The file with another title; RefusalError where an editor has to know more than this one (P-025)."""
-    unknown = set(adapter.document.get("requires", {}).get("write", [])) - set(FEATURES)
-    if unknown:
-        raise RefusalError("unsupported", f"an editor has to know {', '.join(sorted(unknown))}")
-    return write(adapter, adapter.document | {"info": adapter.document.get("info", {}) | {"title": title}})
+def write(adapter: Adapter, _: dict[str, Any]) -> dict[str, str]:
+    """Answer a request to write."""
+    return {"bytes": file_of(adapter, adapter.document).hex()}
