@@ -5,9 +5,7 @@ import { canonicalJson, integerOf } from "./json.mjs";
 import { digestOf } from "./sha256.mjs";
 import { requiredFeatures } from "./rules.mjs";
 
-const LEFT_OUT_WHEN_EMPTY = [
-  "requires", "base", "info", "origin", "tokenizer", "lineage", "training", "extensions",
-];
+const LEFT_OUT_WHEN_EMPTY = ["requires", "base", "info", "origin", "tokenizer", "training", "extensions"];
 const IDENTIFYING = ["kind", "layout", "shape", "scale", "groups", "rows", "length"];
 
 const isEmpty = (value) => value instanceof Map ? value.size === 0 : Array.isArray(value) && value.length === 0;
@@ -44,7 +42,6 @@ const canonicalTarget = (target) =>
 export function canonicalDocument(document) {
   const trimmed = changed(document, {
     requires: (requires) => without(requires, (_, list) => isEmpty(list)),
-    base: (base) => without(base, (name, value) => name === "view" && isEmpty(value)),
     targets: (targets) => new Map([...targets].map(([name, target]) => [name, canonicalTarget(target)])),
   });
   return without(trimmed, (name, value) => LEFT_OUT_WHEN_EMPTY.includes(name) && isEmpty(value));
@@ -110,6 +107,24 @@ function transposeElements(bytes, shape, size) {
 }
 
 /**
+ * A tensor of the base's shape in the axis order of its fingerprint (section 9).
+ *
+ * @param {import("./container.mjs").Tensor} tensor as the base stores it
+ * @param {string} kind
+ * @param {string[]} layout
+ * @returns {import("./container.mjs").Tensor}
+ */
+export function logicalTensor(tensor, kind, layout) {
+  if (!KINDS.get(kind).logical || !storesInFirst(layout)) return tensor;
+  const { dtype, shape, bytes } = tensor;
+  return {
+    dtype,
+    shape: [...shape.slice(0, -2), shape.at(-1), shape.at(-2)],
+    bytes: transposeElements(bytes, shape, ELEMENT_SIZES.get(dtype)),
+  };
+}
+
+/**
  * The fingerprint of a base tensor, as a target of a kind and a layout takes it (section 9).
  *
  * @param {import("./container.mjs").Tensor} tensor as the base stores it
@@ -117,11 +132,9 @@ function transposeElements(bytes, shape, size) {
  * @param {string[]} [layout]
  * @returns {string}
  */
-export function fingerprint({ dtype, shape, bytes }, kind = "full", layout = []) {
-  const turned = KINDS.get(kind).logical && storesInFirst(layout);
-  const elements = turned ? transposeElements(bytes, shape, ELEMENT_SIZES.get(dtype)) : bytes;
-  const logical = turned ? [...shape.slice(0, -2), shape.at(-1), shape.at(-2)] : shape;
-  const start = `loreg-base-v1\0${canonicalJson(logical)}\0`;
-  if (isFloat(dtype) && dtype !== "F64") return digestOf(start, widen(dtype, elements));
-  return digestOf(start, `${dtype}\0`, elements);
+export function fingerprint(tensor, kind = "full", layout = []) {
+  const { dtype, shape, bytes } = logicalTensor(tensor, kind, layout);
+  const start = `loreg-base-v1\0${canonicalJson(shape)}\0`;
+  if (isFloat(dtype) && dtype !== "F64") return digestOf(start, widen(dtype, bytes));
+  return digestOf(start, `${dtype}\0`, bytes);
 }

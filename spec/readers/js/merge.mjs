@@ -56,16 +56,23 @@ function baseTensor(target, base) {
 
 /** @param {import("./targets.mjs").Target} target @param {Tensor} tensor @returns {Tensor} */
 function mergedTensor(target, tensor) {
-  const merged =
-    target.kind === "full"
-      ? converted(target, target.tensors.get("value"), tensor.dtype)
-      : target.kind === "tokens"
-        ? withRows(target, tensor)
-        : target.kind === "sparse"
-          ? withElements(target, tensor)
-          : withChange(target, tensor);
+  const merged = changed(target, tensor);
   if (isFloat(tensor.dtype)) checkFinite(target, tensor, merged);
   return merged;
+}
+
+/** @returns {Tensor} */
+function changed(target, tensor) {
+  switch (target.kind) {
+    case "full":
+      return converted(target, target.tensors.get("value"), tensor.dtype);
+    case "tokens":
+      return withRows(target, tensor);
+    case "sparse":
+      return withElements(target, tensor);
+    default:
+      return withChange(target, tensor);
+  }
 }
 
 /** P-016; a value beside factors stands for W, and rows that are added have no W at all. */

@@ -1,8 +1,8 @@
 /** Probe certificates (section 11.1): eight numbers for each component of each target, in binary64. */
 import { AdapterError } from "./errors.mjs";
-import { KINDS, storesInFirst } from "./kinds.mjs";
 import { Sha256 } from "./sha256.mjs";
 import { changeOf, elementsOf } from "./change.mjs";
+import { logicalTensor } from "./identity.mjs";
 import { decode } from "./numbers.mjs";
 
 const COUNT = 8;
@@ -104,29 +104,12 @@ function ofRows({ rows, columns, fill }) {
   return sums;
 }
 
-/** A dense matrix; `turned` where its last two axes are stored the other way round. */
-function ofMatrix(values, shape, turned) {
-  const rowsOf = (lengths) => (lengths.length === 0 ? 1 : lengths[0]);
-  if (!turned) {
-    const columns = values.length / rowsOf(shape);
-    const fill = (row, into) => into.set(values.subarray(row * columns, (row + 1) * columns));
-    return ofRows({ rows: rowsOf(shape), columns, fill });
-  }
-  const [inputs, out] = shape.slice(-2);
-  const rows = shape.length === 3 ? shape[0] : out; // experts stay the first axis: (expert, out · in)
+/** A tensor as it is: its first axis by the product of the others. */
+function ofTensor({ dtype, shape, bytes }) {
+  const values = decode(dtype, bytes);
+  const rows = shape.length === 0 ? 1 : shape[0];
   const columns = values.length / rows;
-  return ofRows({
-    rows,
-    columns,
-    fill(row, into) {
-      for (let k = 0; k < columns; k += 1) {
-        into[k] =
-          shape.length === 3
-            ? values[row * columns + (k % inputs) * out + Math.floor(k / inputs)]
-            : values[k * out + row];
-      }
-    },
-  });
+  return ofRows({ rows, columns, fill: (row, into) => into.set(values.subarray(row * columns, (row + 1) * columns)) });
 }
 
 function ofElements(target) {
@@ -162,8 +145,7 @@ function probeTarget(target) {
   for (const role of ["magnitude", "value"]) {
     const tensor = tensors.get(role);
     if (tensor === undefined) continue;
-    const turned = role === "value" && KINDS.get(kind).logical && storesInFirst(layout);
-    const numbers = ofMatrix(decode(tensor.dtype, tensor.bytes), tensor.shape, turned);
+    const numbers = ofTensor(role === "value" ? logicalTensor(tensor, kind, layout) : tensor);
     if (!numbers.every(Number.isFinite)) throw new OutOfRange();
     components.set(role, numbers);
   }

@@ -116,11 +116,9 @@ export function judgeTargetAsAWhole(target, field, report) {
   const kind = KINDS.get(target.kind);
   const size = axes(target.layout, target.shape ?? []);
   const shapeOf = (role) => target.tensors.get(role)?.shape;
-  if (field.has("groups")) {
-    const groups = integerOf(field.get("groups"));
-    const divides = groups >= 1 && shapeOf("A")?.[0] % groups === 0 && size.out % groups === 0;
-    if (target.kind !== "conv" || !divides) say("R-032", "its groups do not divide r and out");
-    else judgeFactors(target, size, shapeOf, say);
+  const dividesBoth = (groups) => groups >= 1 && shapeOf("A")?.[0] % groups === 0 && size.out % groups === 0;
+  if (field.has("groups") && !(target.kind === "conv" && dividesBoth(integerOf(field.get("groups"))))) {
+    say("R-032", "its groups do not divide r and out");
   } else judgeFactors(target, size, shapeOf, say);
   const magnitude = shapeOf("magnitude");
   if (magnitude !== undefined && !sameList(magnitude, [size.out])) say("R-030", "its magnitude is not (out)");
