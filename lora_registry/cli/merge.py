@@ -112,7 +112,7 @@ def merge(
     opened = open_any(adapter, registry_home)
     into_onnx = base.suffix == ".onnx"
     if keep_undo is not None:
-        _check_undo(keep_undo, dry_run=dry_run, into_onnx=into_onnx)
+        _check_undo(keep_undo, base, dry_run=dry_run)
     if receipt_file is not None:
         _replay(receipt_file, opened.adapter, base, output, workers, keep_undo, as_json=as_json)
         return
@@ -194,10 +194,11 @@ def _tell(receipt: Receipt, base: Path, output: Path, keep_undo: Path | None, *,
     print_json(receipt.to_json()) if as_json else print_receipt(receipt, output)
 
 
-def _check_undo(patch: Path, *, dry_run: bool, into_onnx: bool) -> None:
+def _check_undo(patch: Path, base: Path, *, dry_run: bool) -> None:
     """Refuse, before anything is merged, a patch that could not be written afterwards."""
-    if into_onnx or dry_run:
-        raise UsageError(f"--keep-undo is not for {'this kind of base' if into_onnx else 'a dry run'}")
+    other = base.suffix in (".onnx", ".gguf")
+    if other or dry_run:
+        raise UsageError(f"--keep-undo is not for {'this kind of base' if other else 'a dry run'}")
     from lora_registry.format.files import refuse_existing
 
     refuse_existing(patch)

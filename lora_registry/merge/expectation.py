@@ -82,7 +82,7 @@ def expect(
                 wanted[output] = wanted[source]
             _note_shared(result, wanted[source], source, output, tied)
     _collect(result, wanted, base, merged, untied)
-    _compare_configurations(result, base.config, merged.config)
+    _compare_configurations(result, base.written_config, merged.config)
     return result
 
 

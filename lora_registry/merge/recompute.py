@@ -15,6 +15,7 @@ from lora_registry.merge.expectation import Expected, expect
 from lora_registry.merge.fit import fit
 from lora_registry.merge.formula import matrix_shape
 from lora_registry.merge.judge import Answer, Judgement, judge
+from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.untouched import judge_untouched
 from lora_registry.ops.arrays import Array, to_array
 from lora_registry.ops.mergeable import check_mergeable
@@ -118,7 +119,7 @@ def recompute(
 
     Args:
         merged_path: a Hugging Face folder or a ``.safetensors`` file, by whatever program.
-        base_path: the base, likewise.
+        base_path: the base, likewise; of a quantized one, or a GGUF file, the values that it stands for count.
         adapter: what was merged; None to hold the checkpoint against the base itself.
         every: recompute all rows and compare all bytes.
         rows: of each changed tensor otherwise, drawn at random and the first and last among them.
@@ -130,14 +131,15 @@ def recompute(
     Raises:
         NotFoundError: a checkpoint does not exist.
         InvalidInputError: a checkpoint is broken, or the adapter does not fit the base.
-        UnsupportedError: the base is quantized, or no merge can hold the adapter.
+        UnsupportedError: the base is quantized in a form that is not read, or no merge can hold the adapter.
         UsageError: fewer than one row.
     """
     if rows < 1:
         raise UsageError("verify needs at least one row")
-    base, merged = open_base(base_path), open_base(merged_path)
+    base = open_base(base_path) if adapter is None else open_view(base_path, adapter)
+    merged = open_base(merged_path)
     matches: dict[str, str] = {}
-    notes: list[str] = []
+    notes = [] if base.scheme is None else [f"the base is quantized ({base.scheme}); its dequantized values count"]
     if adapter is not None:
         check_mergeable(adapter)
         fitted = fit(adapter, base, allow_new=True)

@@ -11,9 +11,9 @@ from lora_registry.adapter import Adapter, Json
 from lora_registry.errors import IntegrityError, UnsupportedError
 from lora_registry.format.files import claim, staging_folder, storage_errors, sync_folder
 from lora_registry.format.identity import content_digest
-from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.destination import check_destination
+from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.receipt import FileRecord, Receipt, receipt_path
 from lora_registry.merge.recorded import Recorded, read_receipt, require_files
 from lora_registry.progress import Progress
@@ -62,7 +62,7 @@ def replay(
     arguments = _arguments(said, receipt_file)
     if said.adapter != str(content_digest(adapter)):
         raise IntegrityError(f"the adapter is not the one of {receipt_file}, whose content digest is {said.adapter}")
-    check_destination(open_base(base), out, overwrite=False)
+    check_destination(open_view(base, adapter), out, overwrite=False)
     require_files(base, said.inputs, str(receipt_file))
     with storage_errors(out), staging_folder(out) as staging:
         made = staging / out.name

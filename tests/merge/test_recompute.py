@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,13 @@ from transformers import AutoModelForCausalLM
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import InvalidInputError, UnsupportedError, UsageError
+from lora_registry.format.container import encode_tensors
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.judge import Answer
 from lora_registry.merge.nearest import nearest, unit
 from lora_registry.merge.recompute import Recomputation, recompute
+from lora_registry.merge.undo_patch import write_undo
+from lora_registry.merge.unmerge import unmerge
 from lora_registry.ops.arrays import from_array, numpy_dtype, round_to
 from lora_registry.segments import Rope, Segment, Segments
 
@@ -394,3 +398,37 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_file({"v": weight}, tmp_path / "base.safetensors")
     with pytest.raises(InvalidInputError):
         recompute(tmp_path / "merged.safetensors", tmp_path / "base.safetensors", adapter)
+
+
+def test_the_values_of_a_quantized_base_count(tmp_path: Path) -> None:
+    """A float8 base in blocks: what it stands for is recomputed, and the packed weights are not missing."""
+    random = np.random.default_rng(0)
+    base = tmp_path / "base"
+    base.mkdir()
+    weights = {
+        "l.weight": random.normal(size=(128, 256)).astype(ml_dtypes.float8_e4m3fn),
+        "l.weight_scale_inv": np.array([[0.5, 0.25]], np.float32),
+        "norm.weight": np.ones(7, ml_dtypes.bfloat16),
+    }
+    (base / "model.safetensors").write_bytes(
+        b"".join(encode_tensors({name: from_array(array) for name, array in weights.items()}, {}))
+    )
+    quantization = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    (base / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+    factors = {
+        "A": from_array(random.normal(size=(4, 256)).astype(np.float32)),
+        "B": from_array(random.normal(size=(128, 4)).astype(np.float32)),
+    }
+    target = Target(name="l.weight", kind=Kind.LINEAR, layout=("out", "in"), shape=(128, 256), tensors=factors)
+    adapter = Adapter(targets=(target,))
+    merge_checkpoint(adapter, base, tmp_path / "out")
+    found = recompute(tmp_path / "out", base, adapter, every=True)
+    assert found.answer is Answer.HOLDS, found.lines()
+    assert any("dequantized" in note for note in found.notes)
+    other = replace(adapter, targets=(replace(target, scale=2.0),))
+    assert "with scale 1 instead of 2" in recompute(tmp_path / "out", base, other).changed[0].says
+    write_undo(base, tmp_path / "out", tmp_path / "q.undo")
+    unmerge(tmp_path / "out", tmp_path / "q.undo", tmp_path / "again")
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()
+    }
