@@ -83,19 +83,20 @@ def find(tensors: Tensors, settings: Mapping[str, Json], dtype: str) -> Quantiza
     weights = {}
     for key in sorted(name for name in known if name.endswith(".qweight")):
         module = key.removesuffix(".qweight")
-        weights[f"{module}.weight"] = _read(tensors, known, module)
+        weights[f"{module}.weight"] = _read(tensors, known, module, integer(settings, "group_size"))
     scheme = Scheme("awq", {"bits": bits, "group": integer(settings, "group_size")})
     return Quantization(scheme, weights) if weights else None
 
 
-def _read(tensors: Tensors, known: frozenset[str], module: str) -> AwqWeight:
+def _read(tensors: Tensors, known: frozenset[str], module: str, group: int | None) -> AwqWeight:
     names = tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales"))
     codes = require(tensors, known, names[0], ("I32",), axes=2)
     zeros = require(tensors, known, names[1], ("I32",), axes=2)
     scales = require(tensors, known, names[2], ("F16", "BF16", "F32"), axes=2)
     inputs, outputs = codes.shape[0], codes.shape[1] * 8
     consistent = len(scales) == len(zeros) and scales.shape[1] == outputs and zeros.shape[1] == codes.shape[1]
-    if not consistent or not len(scales) or inputs % len(scales):
+    sized = group is None or group <= 0 or group * len(scales) == inputs
+    if not consistent or not len(scales) or inputs % len(scales) or not sized:
         raise InvalidInputError(
             f"{module}: qweight {list(codes.shape)}, qzeros {list(zeros.shape)} and scales {list(scales.shape)} are "
             "not of one weight"

@@ -100,6 +100,16 @@ def _refuse(settings: Mapping[str, Json], groups: list[Mapping[str, Json]]) -> N
         )
 
 
+def _block(scheme: Mapping[str, Json]) -> tuple[int, int] | None:
+    """Rows and columns of the blocks of a scheme that has any; a group of inputs is a block of one row."""
+    group, block = integer(scheme, "group_size"), scheme.get("block_structure")
+    if group is not None and group > 0:
+        return 1, group
+    if isinstance(block, list) and len(block) == 2 and all(isinstance(each, int) and each > 0 for each in block):
+        return int(str(block[0])), int(str(block[1]))
+    return None
+
+
 class _Module:
     """Reads the parts of one module after the other."""
 
@@ -108,8 +118,7 @@ class _Module:
         self._known = known
         self._dtype = dtype
         self._bits = {bits for scheme in schemes if (bits := integer(scheme, "num_bits")) is not None}
-        blocks = {(b[0], b[1]) for s in schemes if isinstance(b := s.get("block_structure"), list) and len(b) == 2}
-        self._block: tuple[int, int] | None = blocks.pop() if len(blocks) == 1 else None  # type: ignore[assignment]
+        self._blocks = [block for scheme in schemes if (block := _block(scheme)) is not None]
 
     def read(self, module: str) -> CompressedWeight:
         if f"{module}.weight_g_idx" in self._known:
@@ -161,12 +170,16 @@ class _Module:
             raise UnsupportedError(f"{name} holds {dtype}; loreg reads I8, or I32 of packed weights")
         stored = self._tensors.array(name)
         if bits and dtype == "I32" and stored.ndim == 2:
+            if len(stored) != -(-scales.shape[0] * bits // 32):
+                raise InvalidInputError(
+                    f"{name}: {len(stored)} words are not the zero points of {scales.shape[0]} rows"
+                )
             fields = unpack(stored.T, bits, scales.shape[0]).astype(np.int16)
             stored = fields.T - (1 << (bits - 1))
         return self._grid(scales.shape, stored.astype(np.float32), name)
 
     def _grid(self, shape: tuple[int, ...], values: Array, name: str) -> Grid:
-        grid = Grid.over(shape, values, self._block)
+        grid = Grid.over(shape, values, self._blocks)
         if grid is None:
             raise InvalidInputError(f"{name}: shape {list(values.shape)} does not fit a weight of {list(shape)}")
         return grid

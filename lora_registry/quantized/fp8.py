@@ -51,6 +51,23 @@ class Fp8Weight:
         return result
 
 
+def _block(settings: Mapping[str, Json]) -> tuple[int, int] | None:
+    """Rows and columns of a block, as the configuration says them."""
+    size = settings.get("weight_block_size")
+    if size is None:
+        return None
+    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(each, int) and each > 0 for each in size):
+        raise InvalidInputError(f"quantization_config: weight_block_size {size} is not two lengths")
+    return int(str(size[0])), int(str(size[1]))
+
+
+def _equal_parts(shape: tuple[int, ...], grid: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The block that the shapes themselves show, where the configuration says none and nothing is cut off."""
+    if len(grid) < 2 or not all(grid) or shape[-2] % grid[-2] or shape[-1] % grid[-1]:
+        return []
+    return [(shape[-2] // grid[-2], shape[-1] // grid[-1])]
+
+
 def find(tensors: Tensors, settings: Mapping[str, Json], dtype: str) -> Quantization | None:
     """The float8 weights that have a scale; None where there are none.
 
@@ -59,10 +76,7 @@ def find(tensors: Tensors, settings: Mapping[str, Json], dtype: str) -> Quantiza
         UnsupportedError: a float8 matrix has no scale, or scales are no floating-point numbers.
     """
     known = frozenset(tensors.names())
-    size = settings.get("weight_block_size")
-    block = (size[0], size[1]) if isinstance(size, list) and len(size) == 2 else None
-    if block is not None and not all(isinstance(each, int) and each > 0 for each in block):
-        raise InvalidInputError(f"quantization_config: weight_block_size {size} is not two lengths")
+    configured = _block(settings)
     weights = {}
     for name in sorted(known):
         if tensors.dtype(name) not in FLOAT8 or len(tensors.shape(name)) < 2:
@@ -72,12 +86,19 @@ def find(tensors: Tensors, settings: Mapping[str, Json], dtype: str) -> Quantiza
             raise UnsupportedError(f"{name} is float8 without a scale beside it")
         if tensors.dtype(scale) not in ("F32", "BF16", "F16"):
             raise UnsupportedError(f"{scale} holds {tensors.dtype(scale)}; loreg reads scales in F32, BF16 or F16")
-        grid = Grid.over(tensors.shape(name), tensors.array(scale).astype(np.float32), block)  # type: ignore[arg-type]
+        values = tensors.array(scale).astype(np.float32)
+        blocks = [configured] if configured is not None else _equal_parts(tensors.shape(name), values.shape)
+        grid = Grid.over(tensors.shape(name), values, blocks)
         if grid is None:
             raise InvalidInputError(
                 f"{scale}: shape {list(tensors.shape(scale))} does not fit a weight of {list(tensors.shape(name))}"
             )
         weights[name] = Fp8Weight(dtype, (name, scale), tensors.array(name), grid)
+    orphans = sorted(
+        name for name in known if name.endswith(_SCALES[0]) and name.removesuffix(_SCALES[0]) not in weights
+    )
+    if orphans:
+        raise InvalidInputError(f"{orphans[0]} is there, and no float8 weight beside it")
     if not weights:
         return None
     modules = {name.rpartition(".")[0] for name in weights}

@@ -186,12 +186,15 @@ class _Cursor:
     def integer(self, kind: int = 4) -> int:
         return int(self.scalar(kind))
 
-    def string(self) -> str:
+    def string_bytes(self) -> memoryview:
         length = self.integer(10)
         if length > len(self._data) - self.position:
             raise StructError("a string that is longer than the file")
         self.position += length
-        return str(self._data[self.position - length : self.position], "utf-8")
+        return self._data[self.position - length : self.position]
+
+    def string(self) -> str:
+        return str(self.string_bytes(), "utf-8")
 
     def value(self) -> Value | None:
         """A value after its type; None for an array, which is passed over."""
@@ -211,7 +214,7 @@ class _Cursor:
             self.position += _SCALARS[kind].size * count
         elif kind == _STRING:
             for _ in range(count):
-                self.position += self.integer(10)
+                self.string_bytes()
         else:
             raise StructError(f"an array of the type {kind}")
 

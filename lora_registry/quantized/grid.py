@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Self
 
 import numpy as np
@@ -25,32 +27,28 @@ class Grid:
     values: Array
 
     @classmethod
-    def over(cls, shape: tuple[int, ...], values: Array, block: tuple[int, int] | None = None) -> Self | None:
+    def over(cls, shape: tuple[int, ...], values: Array, blocks: Iterable[tuple[int, int]]) -> Self | None:
         """Lay ``values`` over a weight: one for all of it, one a row, or one a block.
 
         Args:
             shape: of the weight, at least two axes.
             values: of any shape that fits; one axis is one number a row.
-            block: rows and columns of a block; None, or one that does not fit, takes equal parts.
+            blocks: rows and columns that a block may have; the first that fits is taken.
 
         Returns:
-            None where the shapes do not fit.
+            None where nothing fits.
         """
         rows, columns = shape[-2:]
         if values.size == 1:
-            values = values.reshape((1,) * len(shape))
-        elif values.ndim == 1:
+            return cls(shape, (rows, columns), np.broadcast_to(values.reshape(1, 1), (prod(shape[:-2]), 1)))
+        if values.ndim == 1:
             values = values[:, np.newaxis]
-        if values.ndim != len(shape) or (values.shape[:-2] != shape[:-2] and values.size != 1):
+        if values.ndim != len(shape) or values.shape[:-2] != shape[:-2]:
             return None
-        high, wide = values.shape[-2:]
-        if block is None or (-(-rows // block[0]), -(-columns // block[1])) != (high, wide):
-            if not high or not wide or rows % high or columns % wide:
-                return None
-            block = rows // high, columns // wide
-        if values.size == 1:
-            values = np.broadcast_to(values, (*shape[:-2], 1, 1))
-        return cls(shape, block, values.reshape(-1, wide))
+        for high, wide in ((1, columns), *blocks):
+            if (-(-rows // high), -(-columns // wide)) == values.shape[-2:]:
+                return cls(shape, (high, wide), values.reshape(-1, values.shape[-1]))
+        return None
 
     def rows(self, first: int, last: int) -> Array:
         """The number of each element of some rows, which are counted over all matrices."""
