@@ -98,6 +98,30 @@ def open_container(path: Path, opener: Opener = open_file) -> Container:
         NotAllowedError: it may not be read.
         InvalidInputError: no regular file, or it breaks one of R-001 to R-008, or R-010; carries every finding.
     """
+    header, data_bytes, file = _framed(path, opener)
+    metadata, entries, findings = parse_header(header, data_bytes)
+    if findings:
+        raise InvalidInputError.from_findings(str(path), findings)
+    return Container(path, header, metadata, entries, file)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The string map of a file, whatever is wrong with its tensors: what it says it is, to tell what it breaks.
+
+    Raises:
+        NotFoundError: there is no such file.
+        NotAllowedError: it may not be read.
+        InvalidInputError: there is no header, or no string map in it, to be read.
+    """
+    header, data_bytes, _ = _framed(path, open_file)
+    metadata, _, findings = parse_header(header, data_bytes)
+    if findings and not metadata:
+        raise InvalidInputError.from_findings(str(path), findings)
+    return metadata
+
+
+def _framed(path: Path, opener: Opener) -> tuple[bytes, int, mmap.mmap]:
+    """The header of a file, the length of what follows it, and a map of the whole (R-001)."""
     try:
         with opener(path) as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -117,10 +141,7 @@ def open_container(path: Path, opener: Opener = open_file) -> Container:
         raise InvalidInputError(f"{path}: a folder, not a safetensors file") from None
     except OSError as error:
         raise from_os_error(error, path) from error
-    metadata, entries, findings = parse_header(header, size - 8 - length)
-    if findings:
-        raise InvalidInputError.from_findings(str(path), findings)
-    return Container(path, header, metadata, entries, file)
+    return header, size - 8 - length, file
 
 
 def _broken(path: Path, rule: str, message: str) -> InvalidInputError:

@@ -10,24 +10,27 @@ from lora_registry.adapter import Adapter, Json
 from lora_registry.errors import InvalidInputError, NotAllowedError
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import JsonError, decode
-from lora_registry.format.container import Container, open_container
+from lora_registry.format.container import Container, open_container, read_metadata
 from lora_registry.format.data_rules import check_data
 from lora_registry.format.document import from_document
 from lora_registry.format.files import Opener, open_file
 from lora_registry.format.rules import KEY, check_document
 
 SUFFIX = ".loreg.safetensors"
-"""What native files are called. Nothing depends on it: :func:`is_native` looks inside."""
+"""What native files are called; :func:`is_native` looks inside first."""
 
 
 def is_native(path: Path) -> bool:
-    """Whether ``path`` is a safetensors file with loreg's metadata key; false for anything unreadable."""
+    """Whether ``path`` is a safetensors file with loreg's metadata key, sound or not; by its name where nothing tells.
+
+    A broken native file deserves its findings, and not "unknown format".
+    """
     if not path.is_file():
         return False
     try:
-        return KEY in open_container(path).metadata
+        return KEY in read_metadata(path)
     except (InvalidInputError, NotAllowedError):
-        return path.name.endswith(SUFFIX)  # a broken native file deserves its findings, not "unknown format"
+        return path.name.endswith(SUFFIX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,8 +130,11 @@ def test_findings_of_a_broken_container(native: Path) -> None:
 
 
 def test_is_native(native: Path, tmp_path: Path, make_file: Callable[..., Path]) -> None:
-    """Native is what has loreg's metadata key; a broken file counts by its name."""
+    """Native is what has loreg's metadata key, also where its tensors are broken; without a header the name counts."""
     assert is_native(native)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(native.read_bytes()[:-1])
+    assert is_native(cut)
     foreign = make_file(None, {"t": Tensor("U8", (1,), b"1")}, metadata={"format": "pt"})
     assert not is_native(foreign)
     broken = tmp_path / f"broken{SUFFIX}"
