@@ -76,9 +76,7 @@ def strict(text: str) -> Any:
         if sum(map(bare.count, ",[{")) > 2_097_152 or max(levels, default=0) > 33:
             return None
         value = json.loads(text, parse_int=number, parse_float=number, parse_constant=number, object_pairs_hook=unique)
-        json.dumps(
-            value, ensure_ascii=False
-        ).encode()  # which fails for half of a surrogate pair, and what was no UTF-8
+        json.dumps(value, ensure_ascii=False).encode()  # fails for half of a surrogate pair, and what was no UTF-8
         return value if isinstance(value, dict) else None
     except ValueError:
         return None
@@ -281,12 +279,13 @@ def main() -> None:
         try:
             if operation == "hello":
                 reply: dict[str, Any] = HELLO | {"classes": ["reader", "validator", *beside]}
+            elif operation not in ("read", "validate", *BESIDE):
+                reply = {"error": f"there is no operation {operation}"}
             else:
                 adapter = Adapter(request["adapter" if operation == "merge" else "file"])
-                reply = {"rules": []} if operation == "validate" else {"verdict": "accept"}
+                more = getattr(import_module(operation), operation)(adapter, request) if operation in BESIDE else {}
+                reply = {"rules": []} if operation == "validate" else {"verdict": "accept"} | more
                 reply |= adapter.identity if operation == "read" else {}
-            if operation in BESIDE:
-                reply |= getattr(import_module(operation), operation)(adapter, request)
         except RefusalError as refusal:
             code, rules = refusal.args
             reply = {"rules": rules} if operation == "validate" else {"verdict": "reject", "code": code}
