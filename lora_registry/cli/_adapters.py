@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from lora_registry.adapter import Adapter
 from lora_registry.convert.report import Report
-from lora_registry.errors import NotFoundError, UsageError
+from lora_registry.errors import NotFoundError, UsageError, refusal
 from lora_registry.registry import Registry
 
 
@@ -57,6 +57,21 @@ def open_any(source: str, registry_home: str | None, format_name: str | None = N
         return Opened(Registry.open(registry_home).load(source), source)
     except NotFoundError as error:
         raise NotFoundError(f"{error}, and no file or folder {source} here") from None
+
+
+def open_sound(source: str, registry_home: str | None, format_name: str | None = None) -> Opened:
+    """Open what the user named, and hold all of its bytes against their digests before anything follows from them.
+
+    Raises:
+        IntegrityError: the bytes are others than those that the file states.
+        LoregError: whatever :func:`open_any` raises.
+    """
+    from lora_registry.format.data_rules import check_data
+
+    opened = open_any(source, registry_home, format_name)
+    if findings := check_data(opened.adapter):
+        raise refusal(source, findings)
+    return opened
 
 
 def open_path(path: Path, format_name: str | None = None) -> Opened:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_registry.adapter import Adapter
-from lora_registry.cli._adapters import open_any
+from lora_registry.cli._adapters import open_sound
 from lora_registry.cli._output import print_table
 from lora_registry.dtypes import DTYPES
-from lora_registry.errors import UsageError, refusal
+from lora_registry.errors import UsageError
 from lora_registry.text import printable
 
 if TYPE_CHECKING:
@@ -63,12 +63,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 def sound(source: str, registry_home: str | None) -> Adapter:
     """The adapter of ``source`` with all its bytes held against their digests: what is computed of others lies."""
-    from lora_registry.format.data_rules import check_data
-
-    adapter = open_any(source, registry_home).adapter
-    if findings := check_data(adapter):
-        raise refusal(source, findings)
-    return adapter
+    return open_sound(source, registry_home).adapter
 
 
 def parent(source: str, registry_home: str | None) -> Parent:

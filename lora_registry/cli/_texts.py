@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import click
@@ -24,18 +24,31 @@ class License(click.ParamType[str]):
         return str(value)
 
 
-class Name(click.ParamType[str]):
+class Word(click.ParamType[str]):
+    """A text of at least one character: what a shell makes of a variable that is not set is no statement."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, or a usage error where nothing stands in it."""
+        if not value.strip():
+            self.fail("nothing stands there; leave the option away to say nothing", param, ctx)
+        return str(value)
+
+
+class Name(Word):
     """What people call something; never a path of this machine (spec rule P-053)."""
 
     name = "name"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name, or a usage error where it is a path."""
-        path = PurePath(value)
-        if path.is_absolute() or value.startswith(("./", "../", "~", "\\")) or path.drive:
+        posix, windows = PurePosixPath(value), PureWindowsPath(value)
+        if posix.is_absolute() or windows.drive or "\\" in value or value.startswith((".", "~")):
             self.fail(f"{value!r} is a path: say what people call it, such as organization/model", param, ctx)
-        return str(value)
+        return super().convert(value, param, ctx)
 
 
 LICENSE = License()
 NAME = Name()
+WORD = Word()

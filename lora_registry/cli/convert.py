@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lora_registry.cli._adapters import ADAPTER, open_any
+from lora_registry.cli._adapters import ADAPTER, open_sound
 from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_fields, print_json
 from lora_registry.cli._report import print_report, refuse_losses
@@ -52,7 +52,7 @@ def convert(
     from lora_registry.format.identity import content_digest
     from lora_registry.format.writer import write_adapter
 
-    opened = open_any(source, registry_home, source_format)
+    opened = open_sound(source, registry_home, source_format)
     refuse_losses(opened.report, strict=strict)
     target = format_name or ("native" if destination.suffix == ".safetensors" else None)
     if target is None:

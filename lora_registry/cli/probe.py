@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lora_registry.adapter import Adapter
-from lora_registry.cli._adapters import ADAPTER, open_any
+from lora_registry.cli._adapters import ADAPTER, open_sound
 from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_json, print_table
 from lora_registry.cli._progress import status
-from lora_registry.errors import EXIT_FINDINGS, refusal
+from lora_registry.errors import EXIT_FINDINGS
 from lora_registry.text import plural, printable
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def probe(
     """
     from lora_registry.ops.probe import certify
 
-    one = _sound(adapter, registry_home)
+    one = open_sound(adapter, registry_home).adapter
     if other is None:
         with status("probing", quiet=as_json):
             certificate = certify(one)
@@ -66,7 +65,7 @@ def probe(
         return
     from lora_registry.ops.agreement import agree, unseen, with_names_of
 
-    second = _sound(other, registry_home)
+    second = open_sound(other, registry_home).adapter
     one, prefix = with_names_of(one, second)
     with status("probing both", quiet=as_json):
         found = [*unseen(one, second), *agree(certify(one), certify(second), tolerance)]
@@ -83,16 +82,6 @@ def probe(
         _compare(found, prefix, targets=len(second), tolerance=tolerance)
     if found:
         ctx.exit(EXIT_FINDINGS)
-
-
-def _sound(source: str, registry_home: str | None) -> Adapter:
-    """The adapter of ``source``, whose bytes are those that it states: a certificate of damaged ones is nobody's."""
-    from lora_registry.format.data_rules import check_data
-
-    adapter = open_any(source, registry_home).adapter
-    if findings := check_data(adapter):
-        raise refusal(source, findings)
-    return adapter
 
 
 def _show(source: str, certificate: Certificate, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_fields, print_json, size
 from lora_registry.cli._progress import progress
 from lora_registry.cli._report import print_report, refuse_losses
-from lora_registry.cli._texts import LICENSE, NAME
+from lora_registry.cli._texts import LICENSE, NAME, WORD
 from lora_registry.registry import Registry
 from lora_registry.text import plural
 
@@ -36,9 +36,9 @@ loreg push tone.loreg.safetensors support/tone:prod --move
     "--base", type=click.Path(path_type=Path), help="Base model; records a fingerprint of each touched tensor."
 )
 @click.option("--base-name", type=NAME, help="What people call the base model.")
-@click.option("--base-revision", help="Commit or version of the base model.")
+@click.option("--base-revision", type=WORD, help="Commit or version of the base model.")
 @click.option("--base-license", type=LICENSE, metavar="SPDX", help="License of the base model.")
-@click.option("--base-view", metavar="SCHEME", help="Quantization it was trained on, such as nf4 or int8.")
+@click.option("--base-view", type=WORD, metavar="SCHEME", help="Quantization it was trained on, such as nf4 or int8.")
 @click.option("--license", "license_", type=LICENSE, metavar="SPDX", help="License of the adapter, such as Apache-2.0.")
 @click.option("--title", help="One line that says what the adapter is for.")
 @click.option("--move", is_flag=True, help="Let the tag move if it already points elsewhere.")
@@ -71,7 +71,7 @@ def push(
     described = _describe(
         opened.adapter,
         _said(name=base_name, revision=base_revision, license=base_license)
-        | ({"view": {"scheme": base_view}} if base_view else {}),
+        | ({"view": {"scheme": base_view}} if base_view is not None else {}),
         _said(title=title, license=license_),
     )
     if base is not None:

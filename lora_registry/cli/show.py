@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_registry.adapter import SCALED
-from lora_registry.cli._adapters import ADAPTER, open_any
+from lora_registry.cli._adapters import ADAPTER, open_any, open_sound
 from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_fields, print_json, print_table, size
 from lora_registry.cli._picture import draw, family
@@ -45,7 +45,7 @@ def show(
     """
     from lora_registry.format.identity import base_root, content_digest
 
-    opened = open_any(adapter, registry_home, format_name)
+    opened = (open_sound if norms else open_any)(adapter, registry_home, format_name)
     content, root = content_digest(opened.adapter), base_root(opened.adapter)
     if as_json:
         from lora_registry.format.document import to_document
@@ -86,8 +86,12 @@ def show(
     print_table(columns, rows, right=("count", "rank", "scale"))
     if norms:
         click.echo()
-        for line in draw(_norms(subject)):
+        drawn = _norms(subject)
+        for line in draw(drawn):
             click.echo(printable(line))
+        if left := [target.name for target in subject if target.name not in drawn]:
+            what = f"{plural(len(left), 'target')} without low-rank factors, or not finite: {left[0]}"
+            click.echo(printable(f"not drawn  {what}" + (" …" if len(left) > 1 else "")))
     print_report(opened.report)
 
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from lora_registry.adapter import Adapter, Kind, Target, Tensor
 from lora_registry.cli import main
 from lora_registry.format.container import encode_tensors
+from lora_registry.format.reader import read_adapter
 from lora_registry.format.writer import write_adapter
 
 Run = Callable[..., Result]
@@ -301,12 +302,17 @@ def test_nothing_that_hides_reaches_a_terminal(run: Run, tmp_path: Path, letter:
         ("--base-license", "llama3", "LicenseRef-"),
         ("--base-name", "/home/me/model", "organization/model"),
         ("--base-name", "../model", "organization/model"),
+        ("--base-name", "C:\\Users\\me\\model", "organization/model"),
+        ("--base-name", "D:/model", "organization/model"),
+        ("--base-name", "", "leave the option away"),
+        ("--base-view", "", "leave the option away"),
+        ("--base-revision", " ", "leave the option away"),
     ],
 )
 def test_a_description_that_the_format_does_not_take_is_refused(
     run: Run, tmp_path: Path, option: str, text: str, hint: str
 ) -> None:
-    """P-048 and P-053: a license without SPDX expression and a name that is a path are not recorded."""
+    """P-048 and P-053: no license without SPDX expression, no name that is a path of any system, nothing empty."""
     result = run("push", native(tmp_path / "a.safetensors"), "a:1", option, text)
     assert result.exit_code == 2
     assert hint in result.output
@@ -343,3 +349,37 @@ def test_an_onnx_base_makes_an_onnx_file(run: Run, tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert r"must be called *.onnx" in result.stderr
     assert not (tmp_path / "merged").exists()
+
+
+def test_damaged_bytes_are_neither_converted_nor_drawn(run: Run, tmp_path: Path) -> None:
+    """A flipped bit is exit 7 and one line (P-002): a foreign format would carry it on without its digest."""
+    path = native(tmp_path / "a.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    for arguments in (
+        ["convert", path, "out", "--to", "peft"],
+        ["convert", path, "b.safetensors"],
+        ["show", path, "--norms"],
+    ):
+        result = run(*arguments)
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (7, "", 1)
+        assert "R-035" in result.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_norms_name_what_they_do_not_draw(run: Run, tmp_path: Path) -> None:
+    """A chart of some of the targets says so."""
+    rows = Target(
+        name="embed.weight",
+        kind=Kind.TOKENS,
+        layout=("in", "out"),
+        shape=(5, 3),
+        rows=(2,),
+        tensors={"value": tensor(1, 3)},
+    )
+    whole = native(tmp_path / "a.safetensors")
+    assert "not drawn" not in run("show", whole, "--norms").stdout
+    write_adapter(Adapter(targets=(rows, *read_adapter(whole))), tmp_path / "b.safetensors")
+    told = run("show", tmp_path / "b.safetensors", "--norms").stdout
+    assert "not drawn  1 target without low-rank factors, or not finite: embed.weight" in told
