@@ -10,9 +10,7 @@ import ml_dtypes  # noqa: F401  (gives numpy the bfloat16 that the reference lib
 import numpy as np
 import pytest
 import safetensors
-from reading_cost import resident
 from safetensors.numpy import load_file, save_file
-from small_adapters import sparse_adapter
 
 from lora_registry.adapter import Adapter, Kind, Target, Tensor
 from lora_registry.dtypes import DTYPES
@@ -22,8 +20,6 @@ from lora_registry.format.identity import content_digest
 from lora_registry.format.reader import SUFFIX, check_file, is_native, read_adapter
 from lora_registry.format.writer import write_adapter
 
-MEBI = 1 << 20
-
 
 @pytest.fixture
 def native(adapter: Adapter, tmp_path: Path) -> Path:
@@ -31,28 +27,6 @@ def native(adapter: Adapter, tmp_path: Path) -> Path:
     path = tmp_path / f"sample{SUFFIX}"
     write_adapter(adapter, path)
     return path
-
-
-def bytes_read() -> int:
-    """Bytes that this process has asked the system to read so far."""
-    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(fields["rchar"])
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="counts bytes through /proc")
-def test_a_gibibyte_is_not_read(tmp_path: Path) -> None:
-    """Of a 1 GiB adapter less than 1 MiB is read, by system calls and through the memory map together."""
-    side = 1 << 23
-    path = sparse_adapter(tmp_path / f"large{SUFFIX}", side)
-    before = bytes_read()
-    adapter = read_adapter(path)
-    digest = content_digest(adapter)
-    assert bytes_read() - before < MEBI
-    assert resident(path) < MEBI
-    assert adapter.parameters == 2 * 16 * side
-    assert digest == content_digest(read_adapter(path))
-    assert bytes(adapter.target("w").tensors["B"].data[-4:]) == bytes(4)
-    assert 0 < resident(path) < MEBI  # that is how touching the data would have shown
 
 
 def test_tensors_outlive_the_container_and_the_name(native: Path) -> None:
