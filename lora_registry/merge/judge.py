@@ -22,8 +22,9 @@ from lora_registry.merge.outcome import Outcome
 from lora_registry.merge.roundings import ONCE, Roundings, roundings
 from lora_registry.ops.arrays import Array, dtype_name
 
-BLOCK = 1 << 18
-"""Elements that are judged at a time."""
+BLOCK = 1 << 15
+"""Elements that are judged at a time: few enough that every array fits a cache, and that none needs new pages."""
+_TRIED = 1 << 18  # elements that every explanation is tried on
 _FEWEST, _CLOSE = 4, 2
 
 
@@ -220,17 +221,18 @@ class _Case:
     def _add(self, counts: _Counts, outcome: Outcome, rows: Array) -> Array:
         """Count a block; the rows of it that have an element other than the correctly rounded one."""
         exact, values = outcome.exact(rows), self._values(rows)
-        before = nearest(self.base[rows].astype(np.float64), self.dtype)
-        differs = (values != nearest(exact, self.dtype)) & ~(np.isnan(values) & np.isnan(exact))
+        right = nearest(exact, self.dtype)
+        differs = (values != right) & ~(np.isnan(values) & np.isnan(right))
+        off: Array = rows[differs.any(1)]
         counts.elements += values.size
         counts.off += int(np.count_nonzero(differs))
-        counts.like_base = counts.like_base and bool(np.array_equal(before, values, equal_nan=True))
-        counts.changes = counts.changes or not np.array_equal(exact, self.base[rows].astype(np.float64), equal_nan=True)
-        if differs.any():
-            counts.largest = max(
-                counts.largest, _units_off(values[differs], exact[differs], before[differs], self.dtype)
-            )
-        off: Array = rows[differs.any(1)]
+        base = self.base[rows].astype(np.float64) if len(off) or counts.like_base or not counts.changes else exact
+        counts.changes = counts.changes or not np.array_equal(exact, base, equal_nan=True)
+        if counts.like_base:
+            counts.like_base = bool(np.array_equal(nearest(base, self.dtype), values, equal_nan=True))
+        if len(off):
+            apart = _units_off(values[differs], right[differs], base[differs], self.dtype)
+            counts.largest = max(counts.largest, apart)
         return off
 
     def _values(self, rows: Array) -> Array:
@@ -244,7 +246,7 @@ class _Case:
 
     def _sample(self, rows: Array, off: Array) -> Array:
         """Few enough rows to try every explanation on, with one that does not hold among them."""
-        count = max(_FEWEST, min(64, BLOCK // max(1, self.base.shape[1])))
+        count = max(_FEWEST, min(64, _TRIED // max(1, self.base.shape[1])))
         picked: Array = np.unique(np.concatenate((off[: count // 2], rows[: count // 2])))
         return picked
 
@@ -253,9 +255,8 @@ def _holds(outcome: Outcome, rows: Array, values: Array) -> bool:
     return bool(outcome.interval(rows).holds(values).all())
 
 
-def _units_off(values: Array, exact: Array, before: Array, dtype: str) -> float:
-    """The largest distance of ``values`` from the correctly rounded ones; infinite where one is not finite."""
-    right = nearest(exact, dtype)
+def _units_off(values: Array, right: Array, before: Array, dtype: str) -> float:
+    """The largest distance of ``values`` from the ``right`` ones; infinite where one is not finite."""
     larger = np.maximum(np.abs(right), np.abs(before))
     if not (np.isfinite(values) & np.isfinite(larger)).all():
         return float("inf")

@@ -13,7 +13,7 @@ from lora_registry.merge.nearest import nearest
 from lora_registry.merge.roundings import ONCE, Roundings
 from lora_registry.ops.arrays import Array, to_array
 
-_BLOCK = 1 << 18
+_BLOCK = 1 << 15
 """Elements that are held at a time where a norm needs the whole tensor."""
 
 
@@ -50,27 +50,45 @@ class Outcome:
         return {role: array if dtype is None else nearest(array, dtype) for role, array in factors_of(target).items()}
 
     def exact(self, rows: Array) -> Array:
-        """W' of these rows before the last rounding, as good as float64 knows it; float64 (n, columns)."""
-        return self._sum(rows, self._weight(rows), bounds=False).center
+        """W' of these rows with nothing rounded, as good as float64 knows it; float64 (n, columns)."""
+        total = self._stored(rows)
+        for target, factors in zip(self._targets, self._factors, strict=True):
+            if not replaces(target):
+                more = change(target, factors, rows)
+                more *= target.scale
+                total += more
+        for target in self._targets:
+            if replaces(target):
+                total = replaced(target, rows, total).astype(np.float64)
+            elif "magnitude" in target.tensors:
+                total = self._normalized(target, rows, Interval(total, total)).center
+        return total
 
     def interval(self, rows: Array) -> Interval:
         """Between which elements W' of these rows lies."""
         weight = self._weight(rows)
         for _ in range(self._times):
-            weight = self._sum(rows, weight, bounds=True).rounded(self._dtype)
+            weight = self._sum(rows, weight).rounded(self._dtype)
         return weight if self._times else weight.rounded(self._dtype)
 
-    def _weight(self, rows: Array) -> Interval:
+    def _stored(self, rows: Array) -> Array:
+        """W of these rows, or the value that stands in for it, in float64."""
         source = self._base
         for target in self._targets:
             if "value" in target.tensors and not replaces(target):
                 value = to_array(target.tensors["value"])
                 source = value.reshape(matrix_shape(target.kind, value.shape))
-        weight = source[rows].astype(np.float64)
-        return Interval.around(weight, 0.0).rounded(self._steps.base)
+        first, last = int(rows[0]), int(rows[-1])
+        run = slice(first, last + 1) if last - first + 1 == len(rows) else rows  # without a copy where it is one run
+        stored: Array = source[run].astype(np.float64)
+        return stored
 
-    def _sum(self, rows: Array, weight: Interval, *, bounds: bool) -> Interval:
-        total = self._added(rows, weight, bounds=bounds)
+    def _weight(self, rows: Array) -> Interval:
+        stored = self._stored(rows)
+        return Interval(stored, stored).rounded(self._steps.base)
+
+    def _sum(self, rows: Array, weight: Interval) -> Interval:
+        total = self._added(rows, weight)
         for target in self._targets:
             if replaces(target):
                 total = Interval.around(replaced(target, rows, total.center).astype(np.float64), 0.0)
@@ -78,14 +96,14 @@ class Outcome:
                 total = self._normalized(target, rows, total)
         return total
 
-    def _added(self, rows: Array, weight: Interval, *, bounds: bool) -> Interval:
+    def _added(self, rows: Array, weight: Interval) -> Interval:
         total = weight
         for target, factors in zip(self._targets, self._factors, strict=True):
             if not replaces(target):
-                total = total.plus(self._change(target, factors, rows, bounds=bounds), self._unit if bounds else 0.0)
+                total = total.plus(self._change(target, factors, rows), self._unit)
         return total.rounded(self._steps.sum)
 
-    def _change(self, target: Target, factors: dict[str, Array], rows: Array, *, bounds: bool) -> Interval:
+    def _change(self, target: Target, factors: dict[str, Array], rows: Array) -> Interval:
         steps, unit = self._steps, self._unit
         scale = target.scale
         if steps.early and steps.product is not None:
@@ -94,11 +112,8 @@ class Outcome:
                 factors = {**factors, first: nearest(factors[first] * scale, steps.product)}
                 scale = 1.0
         product = change(target, factors, rows)
-        radius: Array | float = 0.0
-        if bounds:
-            sizes = change(target, {role: np.abs(array) for role, array in factors.items()}, rows)
-            radius = (terms(target) + 3) * unit * sizes
-        result = Interval.around(product, radius)
+        sizes = change(target, {role: np.abs(array) for role, array in factors.items()}, rows)
+        result = Interval.around(product, (terms(target) + 3) * unit * sizes)
         if not steps.early:
             result = result.rounded(steps.product)
         return result.times(scale).rounded(steps.change)
@@ -122,7 +137,7 @@ class Outcome:
         step = max(1, _BLOCK // self._base.shape[1])
         for start in range(0, len(self._base), step):
             rows = np.arange(start, min(start + step, len(self._base)))
-            more = _squares(self._added(rows, self._weight(rows), bounds=True), axis=0)
+            more = _squares(self._added(rows, self._weight(rows)), axis=0)
             squares, radii = squares + more[0], radii + more[1]
         return self._factor(magnitude[None, :], squares, radii, len(self._base))
 

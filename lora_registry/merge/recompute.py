@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from lora_registry.adapter import Adapter, Json, Kind, Target
 from lora_registry.errors import UsageError
@@ -147,17 +148,19 @@ def recompute(
         matches = dict(fitted.matches)
         notes += [str(finding.message) for finding in fitted.findings if finding.rule == "M-004"][:1]
     expected = expect(adapter, matches, base, merged, tied)
-    random = np.random.default_rng(seed)
     changed, untouched = [], []
+    random = np.random.default_rng(seed)
     done = Counted(progress, len(expected.tensors))
-    for name, each in sorted(expected.tensors.items()):
-        if each.targets:
-            changed.append(_judge(name, each, base, merged, random, rows=None if every else rows, once_only=once_only))
-        else:
-            assert each.source is not None  # a tensor that the base lacks is brought by a target
-            arrays = base.array(each.source), merged.array(name)
-            untouched.append(judge_untouched(name, *arrays, random, every=every))
-        done.advance(1)
+    with threadpool_limits(1, "blas"):  # the blocks are too small for more threads than one
+        for name, each in sorted(expected.tensors.items()):
+            if each.targets:
+                count = None if every else rows
+                changed.append(_judge(name, each, base, merged, random, rows=count, once_only=once_only))
+            else:
+                assert each.source is not None  # a tensor that the base lacks is brought by a target
+                arrays = base.array(each.source), merged.array(name)
+                untouched.append(judge_untouched(name, *arrays, random, every=every))
+            done.advance(1)
     return Recomputation(
         changed=tuple(changed),
         untouched=tuple(untouched),

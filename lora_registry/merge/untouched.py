@@ -11,9 +11,9 @@ from lora_registry.merge.judge import Answer, Judgement
 from lora_registry.merge.nearest import nearest
 from lora_registry.ops.arrays import Array, dtype_name
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 17
 """Elements that are compared at a time."""
-_BLOCKS = 4  # that are compared of a tensor where not all are
+_BLOCKS = 16  # that are compared of a tensor where not all are
 
 
 def same_bytes(one: Array, other: Array) -> bool:
