@@ -1,19 +1,25 @@
-"""The merge beside what a user would run instead: ``cp`` as the floor, PEFT as the usual way.
+"""The merge beside what a user would run instead: ``cp`` as the floor, PEFT, mergekit and axolotl as the usual ways.
 
-One run, side by side: every contestant merges the same adapter into the same base, each in a process of its
-own, in turn, for several rounds; the medians and their ratios are printed and written to
-``benchmarks/results/merge.json``. What loreg and PEFT wrote is compared element by element, because a fast
-merge that differs is no merge.
+One command, one run, side by side. Every contestant merges the same adapter into the same base, each in a process of
+its own, in turn, for several rounds; memory is touched beforehand. Printed and kept in
+``benchmarks/results/merge.json`` are medians, their ratios to ``cp``, and how many elements loreg and PEFT wrote
+differently, because a fast merge that differs is no merge.
 
-=============== =====================================================================================
-cp              ``cp -r`` of the base: what the bytes alone cost
-cp + sync       the same until it is on the disk, which is where the merge of loreg ends too
-loreg           reads the PEFT folder, merges, hashes all inputs and outputs, measures every change
-PEFT            ``from_pretrained``, ``merge_and_unload()``, ``save_pretrained`` with the base's dtype
-=============== =====================================================================================
+=================== ===================================================================================
+cp                  ``cp -r`` of the base: what the bytes alone cost
+cp + sync           the same until it is on the disk, which is where the merge of loreg ends too
+loreg, N workers    reads the PEFT folder, merges, hashes inputs and outputs, measures every change
+... no hash         the same without the digests
+... no sync         the same without waiting for the disk: what ``cp`` does
+... q,v             an adapter of two of the seven matrices of a layer
+PEFT                ``from_pretrained``, ``merge_and_unload()``, ``save_pretrained`` with the base's dtype
+mergekit, axolotl   theirs, where the interpreter of ``--others`` has them; else the reason is kept
+=================== ===================================================================================
 
-Usage: ``python benchmarks/merge.py [BASE_FOLDER] [--rounds N] [--rank R] [--dtype TORCH_DTYPE]``. Without a
-folder, SmolLM2-135M of the quickstart is taken; ``--synthetic`` makes a Llama of random weights instead.
+Then, of loreg alone: the memory for ``--small`` and ``--large`` gigabytes, and the ranks from 1 to 256 as a plot,
+``benchmarks/results/merge-ranks.svg``.
+
+Usage: ``python benchmarks/merge.py [--gigabytes 3] [--rounds 5] [--others PYTHON] [--scratch FOLDER]``.
 """
 
 from __future__ import annotations
@@ -23,17 +29,15 @@ import json
 import os
 import platform
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "merge.json"
+from checkpoints import ALL_LINEAR, make_adapter, make_base
+from measuring import Run, load, measure, medians, touch_memory
+from plot import ranks_as_svg, ranks_as_text
+
+RESULTS = Path(__file__).resolve().parent / "results"
 
 CP = 'cp -r "$1" "$2"'
 CP_SYNC = 'cp -r "$1" "$2" && sync -f "$2"'
@@ -44,7 +48,7 @@ from pathlib import Path
 from loreg_converters.peft import converter
 from lora_registry.merge.checkpoint import merge_checkpoint
 base, adapter, out = map(Path, sys.argv[1:4])
-merge_checkpoint(converter.read(adapter)[0], base, out)
+merge_checkpoint(converter.read(adapter)[0], base, out, workers=int(sys.argv[4]), **dict.fromkeys(sys.argv[5:], False))
 """
 
 PEFT = """
@@ -56,108 +60,85 @@ model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
 PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
 """
 
+MERGEKIT = """
+import sys
+from mergekit.config import MergeConfiguration
+from mergekit.merge import MergeOptions, run_merge
+base, adapter, out = sys.argv[1:4]
+config = {"merge_method": "passthrough", "models": [{"model": f"{base}+{adapter}"}], "dtype": "bfloat16"}
+options = MergeOptions(lora_merge_cache=out + "-cache", copy_tokenizer=False)
+run_merge(MergeConfiguration.model_validate(config), out, options)
+"""
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One process: seconds of the clock, seconds of the processors, peaks in bytes.
-
-    Resident memory counts pages of mapped files, which the kernel takes back at will; anonymous memory does not.
-    """
-
-    wall: float
-    cpu: float
-    resident: int
-    anonymous: int
+AXOLOTL = """
+import sys
+from pathlib import Path
+from axolotl.cli.utils.lora_merge import merge_lora_sharded_efficient
+merge_lora_sharded_efficient(*map(Path, sys.argv[1:4]))
+"""
 
 
-def commands(base: Path, adapter: Path, out: Path) -> dict[str, list[str]]:
+WITHOUT = {"": (), ", no hash": ("hashed",), ", no hash, no sync": ("hashed", "durable")}
+
+
+KINDS = {"hash": ("durable",), "no hash": ("hashed", "durable")}
+
+
+def loreg(base: Path, adapter: Path, out: Path, workers: int, *without: str) -> list[str]:
+    """The command of one merge by loreg; ``without`` are options that are true by default and false here."""
+    return [sys.executable, "-c", LOREG, str(base), str(adapter), str(out), str(workers), *without]
+
+
+def commands(base: Path, everything: Path, some: Path, out: Path, others: str) -> dict[str, list[str]]:
     """The contestants."""
-    folders = [str(base), str(adapter), str(out)]
+    usual = [str(base), str(everything), str(out)]
+    ours = {
+        f"loreg, {workers} worker{'s' * (workers > 1)}{name}{without}": loreg(base, adapter, out, workers, *options)
+        for name, adapter in (("", everything), (", q,v", some))
+        for workers in (1, 2)
+        for without, options in WITHOUT.items()
+    }
     return {
         "cp": ["sh", "-c", CP, "sh", str(base), str(out)],
         "cp + sync": ["sh", "-c", CP_SYNC, "sh", str(base), str(out)],
-        "loreg": [sys.executable, "-c", LOREG, *folders],
-        "PEFT": [sys.executable, "-c", PEFT, *folders],
+        **ours,
+        "PEFT": [sys.executable, "-c", PEFT, *usual],
+        "mergekit": [others, "-c", MERGEKIT, *usual],
+        "axolotl": [others, "-c", AXOLOTL, *usual],
     }
 
 
-def measure(command: list[str]) -> Run:
-    """Run a process to its end and watch its memory.
+def contest(
+    base: Path, everything: Path, some: Path, place: Path, rounds: int, others: str
+) -> tuple[dict[str, list[Run]], dict[str, str]]:
+    """Every contestant in turn, ``rounds`` times, after one round that warms the page cache.
 
-    The kernel's own peak of resident memory (getrusage) would count what this process had when it forked.
+    Returns:
+        The runs by name, and why a contestant did not take part.
     """
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    peaks, done = {"VmHWM:": 0, "RssAnon:": 0}, threading.Event()
-    watcher = threading.Thread(target=watch, args=(process.pid, peaks, done))
-    watcher.start()
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{command[:2]} failed:\n{said.decode(errors='replace')}")
-    return Run(wall, usage.ru_utime + usage.ru_stime, peaks["VmHWM:"], peaks["RssAnon:"])
-
-
-def watch(pid: int, peaks: dict[str, int], done: threading.Event) -> None:
-    """Look at the memory of ``pid`` every five milliseconds and keep the peaks, in bytes."""
-    status = Path(f"/proc/{pid}/status")
-    while not done.wait(0.005):
-        try:
-            lines = status.read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        for name, _, value in (line.partition("\t") for line in lines):
-            if name in peaks:
-                peaks[name] = max(peaks[name], int(value.split()[0]) * 1024)
-
-
-def make_synthetic(folder: Path) -> Path:
-    """A Llama of 0.2 billion random weights in bfloat16."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=8000,
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=14,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    return folder
-
-
-def convert(base: Path, folder: Path, dtype: str) -> Path:
-    """The base in another dtype, so that the usual half precision can be measured too."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)).save_pretrained(folder)
-    return folder
-
-
-def make_adapter(base: Path, folder: Path, rank: int) -> Path:
-    """A random LoRA of every linear layer, saved by PEFT; about 2 % of the weights' size."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    wrapped = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.01)
-    wrapped.save_pretrained(folder, save_embedding_layers=False)
-    return folder
+    runs: dict[str, list[Run]] = {}
+    absent: dict[str, str] = {}
+    for number in range(rounds + 1):
+        for name in commands(base, everything, some, place, others):
+            if name in absent:
+                continue
+            out = place / name.replace(" ", "-").replace(",", "")
+            for old in (out, place / f"{out.name}-cache"):
+                shutil.rmtree(old, ignore_errors=True)
+            try:
+                run = measure(commands(base, everything, some, out, others)[name])
+            except RuntimeError as error:
+                if name not in ("mergekit", "axolotl"):
+                    raise
+                absent[name] = str(error).splitlines()[-1]
+                print(f"{name} takes no part: {absent[name]}", file=sys.stderr)
+                continue
+            if number:
+                runs.setdefault(name, []).append(run)
+                print(f"round {number}  {name:38} {run.wall_s:8.2f} s  load {load():.1f}", file=sys.stderr)
+            if name not in ("PEFT", "loreg, 2 workers"):
+                shutil.rmtree(out)
+    return runs, absent
 
 
 def compare(first: Path, second: Path) -> dict[str, float]:
@@ -178,45 +159,46 @@ def compare(first: Path, second: Path) -> dict[str, float]:
     return {"different_elements": different / elements, "largest_relative_difference": worst}
 
 
-def contest(base: Path, adapter: Path, place: Path, rounds: int) -> tuple[dict[str, list[Run]], dict[str, float]]:
-    """Every contestant in turn, ``rounds`` times, after one round that warms the page cache."""
-    runs: dict[str, list[Run]] = {name: [] for name in commands(base, adapter, place)}
-    for number in range(rounds + 1):
-        for name, done in runs.items():
-            out = place / f"{name.replace(' ', '')}-out"
-            shutil.rmtree(out, ignore_errors=True)
-            run = measure(commands(base, adapter, out)[name])
-            if number:
-                done.append(run)
-                print(f"round {number}  {name:10} {run.wall:8.2f} s", file=sys.stderr)
-    return runs, compare(place / "loreg-out", place / "PEFT-out")
+def memory(place: Path, gigabytes: list[float]) -> dict[str, dict[str, float]]:
+    """One merge of loreg into a base of zeros of each size, which needs no room on the disk but for the output."""
+    found = {}
+    for size in gigabytes:
+        base = make_base(place / "sized", int(size * 1e9), sparse=True)
+        adapter = make_adapter(place / "sized-adapter", base, 16, ALL_LINEAR)
+        run = measure(loreg(base, adapter, place / "sized-out", 2))
+        found[f"{size:g} GB"] = medians([run])
+        for folder in ("sized", "sized-adapter", "sized-out"):
+            shutil.rmtree(place / folder)
+    return found
 
 
-def summary(runs: dict[str, list[Run]]) -> dict[str, dict[str, float]]:
-    """Medians, and ratios of the wall clock."""
-    medians = {
-        name: {
-            "wall_s": statistics.median(run.wall for run in each),
-            "cpu_s": statistics.median(run.cpu for run in each),
-            "peak_rss_mb": statistics.median(run.resident for run in each) / 1e6,
-            "peak_anonymous_mb": statistics.median(run.anonymous for run in each) / 1e6,
-        }
-        for name, each in runs.items()
-    }
-    for record in medians.values():
-        record["times_cp"] = record["wall_s"] / medians["cp"]["wall_s"]
-        record["times_loreg"] = record["wall_s"] / medians["loreg"]["wall_s"]
-    return medians
+def ranks(place: Path, size: float, rounds: int) -> dict[str, dict[int, float]]:
+    """Times ``cp`` for ranks from 1 to 256 on one base, with digests and without, neither waiting for the disk."""
+    base = make_base(place / "ranked", int(size * 1e9))
+    adapters = {rank: make_adapter(place / f"rank{rank}", base, rank, ALL_LINEAR) for rank in (2**n for n in range(9))}
+    out = place / "ranked-out"
+    copies: list[Run] = []
+    runs: dict[tuple[str, int], list[Run]] = {}
+    for _ in range(rounds):
+        copies.append(measure(["sh", "-c", CP, "sh", str(base), str(out)]))
+        shutil.rmtree(out)
+        for rank, adapter in adapters.items():
+            for kind, without in KINDS.items():
+                run = measure(loreg(base, adapter, out, 2, *without))
+                runs.setdefault((kind, rank), []).append(run)
+                shutil.rmtree(out)
+    floor = medians(copies)["wall_s"]
+    return {kind: {rank: medians(runs[kind, rank])["wall_s"] / floor for rank in adapters} for kind in KINDS}
 
 
-def show(medians: dict[str, dict[str, float]], same: dict[str, float], size: int) -> None:
+def show(table: dict[str, dict[str, float]], same: dict[str, float], size: int) -> None:
     """Print the table."""
     print(f"\nbase of {size / 1e6:.0f} MB, {os.cpu_count()} processors; medians\n")
-    print(f"{'':10} {'wall s':>8} {'cpu s':>8} {'x cp':>7} {'x loreg':>8} {'peak RSS MB':>12} {'peak anon MB':>13}")
-    for name, record in medians.items():
+    print(f"{'':38} {'wall s':>8} {'cpu s':>8} {'x cp':>7} {'peak RSS MB':>12} {'peak anon MB':>13}")
+    for name, record in table.items():
         print(
-            f"{name:10} {record['wall_s']:8.2f} {record['cpu_s']:8.2f} {record['times_cp']:7.1f} "
-            f"{record['times_loreg']:8.2f} {record['peak_rss_mb']:12.0f} {record['peak_anonymous_mb']:13.0f}"
+            f"{name:38} {record['wall_s']:8.2f} {record['cpu_s']:8.2f} {record['times_cp']:7.2f} "
+            f"{record['peak_rss_mb']:12.0f} {record['peak_anonymous_mb']:13.0f}"
         )
     print(
         f"\nloreg against PEFT: {same['different_elements']:.2e} of the elements differ, "
@@ -224,53 +206,53 @@ def show(medians: dict[str, dict[str, float]], same: dict[str, float], size: int
     )
 
 
-def prepared_smollm2() -> Path:
-    """SmolLM2-135M-Instruct as the quickstart puts it on the disk."""
-    sys.path.insert(0, str(HERE.parent / "examples" / "quickstart"))
-    import prepare
-
-    return prepare.prepare(prepare.SMOLLM2)
-
-
 def main() -> None:
-    """Parse the command line, run the contest, print and keep the result."""
+    """Parse the command line, run everything, print and keep the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", nargs="?", type=Path, help="folder of a causal language model")
-    parser.add_argument("--synthetic", action="store_true", help="a Llama of random weights instead")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument(
-        "--dtype", default="bfloat16", help="the base is converted to it first; 'keep' takes it as it is"
-    )
-    parser.add_argument("--scratch", type=Path, help="where the outputs go for the time of the run")
+    parser.add_argument("--gigabytes", type=float, default=3.0, help="size of the base of the contest")
+    parser.add_argument("--small", type=float, default=0.5, help="gigabytes of the small base")
+    parser.add_argument("--large", type=float, default=12.0, help="gigabytes of the large base")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--others", default=sys.executable, help="a Python that has mergekit and axolotl")
+    parser.add_argument("--scratch", type=Path, help="where bases and outputs go for the time of the run")
     options = parser.parse_args()
+    before = load()
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         place = Path(folder)
-        if options.synthetic:
-            base = make_synthetic(place / "base")
-        else:
-            base = options.base or prepared_smollm2()
-            if options.dtype != "keep":
-                base = convert(base, place / "base", options.dtype)
-        adapter = make_adapter(base, place / "adapter", options.rank)
-        size = sum(path.stat().st_size for path in base.rglob("*") if path.is_file())
-        load = os.getloadavg()[0]
-        runs, same = contest(base, adapter, place, options.rounds)
-    medians = summary(runs)
-    show(medians, same, size)
-    RESULTS.parent.mkdir(exist_ok=True)
+        touched = touch_memory()
+        base = make_base(place / "base", int(options.gigabytes * 1e9))
+        everything = make_adapter(place / "all-linear", base, 16, ALL_LINEAR)
+        some = make_adapter(place / "qv", base, 16, ("q_proj", "v_proj"))
+        size = sum(path.stat().st_size for path in base.iterdir())
+        runs, absent = contest(base, everything, some, place, options.rounds, options.others)
+        same = compare(place / "loreg-2-workers", place / "PEFT")
+        for name in ("loreg-2-workers", "PEFT"):
+            shutil.rmtree(place / name)
+        table = {name: medians(each) for name, each in runs.items()}
+        for record in table.values():
+            record["times_cp"] = record["wall_s"] / table["cp"]["wall_s"]
+        sizes = memory(place, [options.small, options.large])
+        by_rank = ranks(place, options.small, options.rounds)
+    show(table, same, size)
+    for name, record in sizes.items():
+        print(f"loreg, {name}: {record['wall_s']:.1f} s, {record['peak_anonymous_mb']:.0f} MB of anonymous memory")
+    print(ranks_as_text(by_rank))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "merge-ranks.svg").write_text(ranks_as_svg(by_rank))
     record = {
-        "base": "synthetic" if options.synthetic else (options.base.name if options.base else "SmolLM2-135M-Instruct"),
-        "dtype": options.dtype,
-        "rank": options.rank,
-        "rounds": options.rounds,
         "base_bytes": size,
-        "machine": {"processors": os.cpu_count(), "arch": platform.machine(), "load_before": load},
+        "rank": 16,
+        "rounds": options.rounds,
+        "machine": {"processors": os.cpu_count(), "arch": platform.machine(), "load": [before, load()]},
+        "memory_touched_bytes": touched,
         "python": platform.python_version(),
-        "medians": medians,
+        "medians": table,
+        "takes_no_part": absent,
         "against_peft": same,
+        "memory": sizes,
+        "times_cp_by_rank": by_rank,
     }
-    RESULTS.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    (RESULTS / "merge.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

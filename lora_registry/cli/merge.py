@@ -69,6 +69,11 @@ loreg merge support/tone:1 --base ./base -o ./again --replay ./merged/loreg-rece
 @click.option("--require-exact", is_flag=True, help="Refuse unless every fingerprint of the base agrees.")
 @click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: one a processor, at most 4]")
 @click.option("--no-hash", is_flag=True, help="Take no digests of the weights: faster, but the receipt proves nothing.")
+@click.option(
+    "--no-sync",
+    is_flag=True,
+    help="Do not wait for the disk: as safe as cp, so that a power cut may leave a broken output, and no --resume.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the same merge into OUTPUT that was killed.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option(
@@ -96,6 +101,7 @@ def merge(
     require_exact: bool,
     workers: int | None,
     no_hash: bool,
+    no_sync: bool,
     resume: bool,
     dry_run: bool,
     keep_undo: Path | None,
@@ -144,6 +150,7 @@ def merge(
                 allow_new=allow_new,
                 workers=workers,
                 no_hash=no_hash,
+                no_sync=no_sync,
                 resume=resume,
                 dry_run=dry_run,
             )
@@ -177,6 +184,7 @@ def merge(
                 min_retention=min_retention,
                 hashed=not no_hash,
                 workers=workers,
+                durable=not no_sync,
                 resume=resume,
                 overwrite=overwrite,
                 progress=advance,

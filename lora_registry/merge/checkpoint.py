@@ -165,6 +165,7 @@ def merge_checkpoint(
     min_retention: float | None = None,
     hashed: bool = True,
     workers: int | None = None,
+    durable: bool = True,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -189,6 +190,8 @@ def merge_checkpoint(
         min_retention: from 0 to 1; refuse if less than this share of any tensor's change survives the rounding.
         hashed: whether the receipt gets digests of the weights; without, nobody can check or undo the merge by it.
         workers: threads; None takes one for each processor, four at most. They do not shape the output.
+        durable: wait until the output is on the disk before it takes its name; without, a power cut may leave a
+            broken one, and a merge that is killed cannot be resumed.
         resume: go on with a merge of the same adapter, base and options into ``out`` that was killed.
         overwrite: an earlier merge (a folder with a receipt), or a file, may be replaced.
         progress: called with the bytes of the weights written and of all.
@@ -213,6 +216,8 @@ def merge_checkpoint(
     workers = default_workers() if workers is None else workers
     if workers < 1:
         raise UsageError(f"{workers} workers cannot merge anything")
+    if resume and not durable:
+        raise UsageError("a merge that does not wait for the disk has no journal, and cannot be resumed")
     merge = prepare(
         adapter,
         base_path,
@@ -232,6 +237,7 @@ def merge_checkpoint(
             _identity(merge),
             workers=workers,
             hashed=hashed,
+            durable=durable,
             resume=resume,
             progress=progress,
         )

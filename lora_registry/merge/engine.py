@@ -15,6 +15,7 @@ what is on the disk    :mod:`~lora_registry.merge.journal`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from threadpoolctl import threadpool_limits
@@ -50,10 +51,11 @@ def write_weights(
     *,
     workers: int,
     hashed: bool,
+    durable: bool,
     resume: bool,
     progress: Progress | None,
 ) -> Written:
-    """Write every file of ``plan``, all of which are on the disk when this returns.
+    """Write every file of ``plan``.
 
     Args:
         plan: what to write.
@@ -62,6 +64,8 @@ def write_weights(
         identity: what a resumed merge must have in common with the one that was killed.
         workers: threads.
         hashed: whether the files get digests.
+        durable: whether all of it is on the disk when this returns, and in the journal as soon as it is; without,
+            nothing can be resumed.
         resume: go on with what is in ``staging``.
         progress: called with the bytes written and of all.
 
@@ -72,10 +76,11 @@ def write_weights(
         OSError: reading or writing failed.
     """
     finished: Finished = {}
+    valid = 0
     if resume:
         valid, finished = journals.resume(staging.journal, identity)
         staging.begun = True
-    else:
+    elif durable:
         valid = journals.begin(staging.journal, identity)
     outputs = [
         Output(file, base, staging.files / file.name, finished.get(file.name, {}), hashed=hashed) for file in plan.files
@@ -89,25 +94,26 @@ def write_weights(
         for output in outputs:
             output.sync()
 
-    journal = Journal(staging.journal, valid, sync)
+    journal = Journal(staging.journal, valid, sync) if durable else None
 
     def report(output: Output, block: Block, figures: Sums | None, written: bool) -> None:
-        if written:
+        if written and journal is not None:
             journal.finished(output.plan.name, block.number, figures)
         counted.advance(block.end - block.begin)
 
     def work() -> Iterator[tuple[Output, Block]]:
         for output in outputs:
-            if output.open():
+            if output.open() and journal is not None:
                 journal.finished(output.plan.name, CLONED, None)
             for block in output.blocks():
                 yield output, block
 
     try:
         # The workers share the cores; BLAS with threads of its own would only be in their way.
-        with threadpool_limits(1, "blas"), journal:
+        with threadpool_limits(1, "blas"), journal or nullcontext():
             Workers(workers, largest, report).run(work())
-        sync()
+        if durable:
+            sync()
         records = [output.records() for output in outputs]
     finally:
         for output in outputs:

@@ -101,14 +101,22 @@ class Kernel:
         (first, second, third), scratch = room.of(self._compute)
         elements = stop - start
         before = self._widened(read.view(self._read_as), first[:elements]) if read.size else None
-        wanted, spare = self._wanted(start, stop, before, second[:elements], third[:elements])
+        product = len(self._mergers) == 1 and self._mergers[0].is_product
+        if product:
+            assert before is not None
+            wanted, spare = second[:elements], third[:elements]
+            self._mergers[0].write_change(start, stop, scratch.delta)
+            np.add(before, scratch.delta[:elements], out=wanted)
+        else:
+            wanted, spare = self._wanted(start, stop, before, second[:elements], third[:elements])
         self._round(wanted, written)
         kept = self._widened(written, spare)
         if before is None or not self._part.changes:
             self._check_range(wanted, kept)
             return None
-        result = sums(before, wanted, kept, scratch)
+        result = sums(before, wanted, kept, scratch, has_delta=product)
         if not np.isfinite(result.error):
+            refuse_nonfinite(self._part.name, start, before, wanted)
             self._check_range(wanted, kept)
         return result
 

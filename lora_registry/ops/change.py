@@ -208,6 +208,16 @@ class RowMerger:
         """Whether :meth:`measure_norms` must run first: DoRA where outputs are columns."""
         return self._is_dora and self._outputs_are_columns
 
+    @property
+    def is_product(self) -> bool:
+        """Whether the change is a matrix that is added to W, and nothing else: :meth:`write_change` gives it."""
+        return self._matrix is not None and not self._is_dora and self._value is None
+
+    def write_change(self, start: int, stop: int, out: Array) -> None:
+        """Write W' - W of the elements ``start`` to ``stop``, whole rows; only where :attr:`is_product`."""
+        assert self._matrix is not None
+        self._matrix.write(start // self._columns, out[: stop - start].reshape(-1, self._columns))
+
     def blocks(self, elements: int = BLOCK) -> Iterator[tuple[int, int]]:
         """Ranges of about ``elements`` elements, whole rows each, that cover the tensor in order."""
         step = max(1, elements // self._columns) * self._columns

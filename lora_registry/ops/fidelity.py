@@ -94,7 +94,7 @@ class Scratch(NamedTuple):
         return cls(np.empty(elements, dtype), np.empty(elements, dtype), np.empty(elements, np.bool_))
 
 
-def sums(base: Array, wanted: Array, kept: Array, scratch: Scratch | None = None) -> Sums:
+def sums(base: Array, wanted: Array, kept: Array, scratch: Scratch | None = None, *, has_delta: bool = False) -> Sums:
     """What a block adds to the figures of its tensor.
 
     Args:
@@ -102,12 +102,14 @@ def sums(base: Array, wanted: Array, kept: Array, scratch: Scratch | None = None
         wanted: W + D, unrounded, of the same type.
         kept: W + D' as the file will hold it, widened to the same type.
         scratch: of that type; None allocates.
+        has_delta: D is in ``scratch.delta`` already.
     """
     elements = base.size
     scratch = scratch or Scratch.of(elements, base.dtype)
     delta, error, same = scratch.delta[:elements], scratch.error[:elements], scratch.same[:elements]
     with np.errstate(over="ignore", invalid="ignore"):  # weights of 1e20, or infinite: the figure says so
-        np.subtract(wanted, base, out=delta)
+        if not has_delta:
+            np.subtract(wanted, base, out=delta)
         np.subtract(kept, wanted, out=error)
         np.equal(kept, base, out=same)
         return Sums(

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.digest import Digest
-from lora_registry.errors import ConflictError, NotFoundError
+from lora_registry.errors import ConflictError, NotFoundError, UsageError
 from lora_registry.merge import engine, journal
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.staging import folder_for, staging
@@ -266,3 +266,13 @@ def test_what_stands_in_the_journal_was_synced_before(tmp_path: Path) -> None:
         opened.finished("a", 0, None)
     assert seen == [length]
     assert path.stat().st_size > length
+
+
+def test_a_merge_that_does_not_wait_for_the_disk_is_the_same(base: Path, tmp_path: Path) -> None:
+    """The same bytes, no journal, and so nothing to resume."""
+    adapter = adapter_for(4, 2048)
+    merge_checkpoint(adapter, base, tmp_path / "out")
+    merge_checkpoint(adapter, base, tmp_path / "quick", durable=False)
+    assert digests(tmp_path / "out") == digests(tmp_path / "quick")
+    with pytest.raises(UsageError, match="cannot be resumed"):
+        merge_checkpoint(adapter, base, tmp_path / "again", durable=False, resume=True)
