@@ -30,7 +30,6 @@ RULE = re.compile(r"\bP-\d{3}\b")
 NOT_SHOWN = {
     "P-027": "it binds the minor versions after this one",
     "P-028": "there has been one major version",
-    "P-034": "loreg has no command that does nothing but validate",
     "P-037": "loreg does not keep it: it maps the files that its user names, and only those of a registry are sealed",
 }
 """Rules that no test shows, each with the reason."""

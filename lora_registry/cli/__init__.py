@@ -27,12 +27,13 @@ from lora_registry.cli import (
     show,
     tag,
     unmerge,
+    validate,
     verify,
 )
 
 _SECTIONS = {
     "Registry": ("push", "pull", "list", "show", "tag", "log", "rm"),
-    "Adapters": ("audit", "probe", "convert", "formats"),
+    "Adapters": ("validate", "audit", "probe", "convert", "formats"),
     "Algebra": ("combine", "resize", "compare", "extract"),
     "Models": ("merge", "verify", "unmerge", "export"),
     "Upkeep": ("gc", "fsck", "reindex", "doctor", "conformance", "completion"),
@@ -70,6 +71,7 @@ for _command in (
     tag.tag,
     tag.rm,
     history.log,
+    validate.validate,
     audit.audit,
     probe.probe,
     convert.convert,
