@@ -13,6 +13,19 @@ from lora_registry.errors import InvalidInputError, NotFoundError
 
 INDEX = "index.json"
 
+_ASKED = {"edit": {"title"}, "merge": {"base"}}
+_ACCEPTED = {
+    "read": {"verdict", "content"},
+    "validate": {"rules"},
+    "write": {"file"},
+    "edit": {"file"},
+    "merge": {"tensors", "fingerprints", "ulp"},
+    "probe": {"targets", "bounds"},
+}
+"""The members of an expectation by operation, besides those that the question needs; a refusal has two others."""
+
+_BUILT = 1 << 26  # bytes of an adapter that is built: nobody's disk is filled by an index
+
 _PACKAGED = Path(__file__).parent / "vectors"  # in a wheel
 _CHECKOUT = Path(__file__).parents[2] / "spec" / "vectors"
 
@@ -96,18 +109,27 @@ def load(folder: Path) -> Corpus:
         corpus = Corpus(path.parent, index["version"], index["format"], tuple(map(_vector, index["vectors"])))
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"no vectors here: {path}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidInputError(f"{path}: is no index of vectors: {type(error).__name__}: {error}") from None
+    except KeyError as error:
+        raise InvalidInputError(f"{path}: is no index of vectors: there is no member {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidInputError(f"{path}: is no index of vectors: {error}") from None
     if not corpus.vectors:
         raise InvalidInputError(f"{path}: lists no vector")
-    if missing := [name for name in _files(corpus) if not (corpus.folder / name).is_file()]:
-        raise InvalidInputError(f"{path}: names {missing[0]}, which is not there")
+    for name in _files(corpus):
+        if not (file := (corpus.folder / name).resolve()).is_file():
+            raise InvalidInputError(f"{path}: names {name}, which is not there")
+        if not file.is_relative_to(corpus.folder):
+            raise InvalidInputError(f"{path}: names {name}, which is outside of its folder")
     return corpus
 
 
 def _vector(entry: Mapping[str, Any]) -> Vector:
     if ("file" in entry) == ("build" in entry):
         raise ValueError(f"{entry['id']} has not one of 'file' and 'build'")
+    for operation, expectation in entry["expect"].items():
+        _check(f"{entry['id']}, {operation}", operation, expectation)
+    if sum(map(_length, entry.get("build", ()))) > _BUILT:
+        raise ValueError(f"{entry['id']} is built to more than {_BUILT} bytes")
     return Vector(
         id=entry["id"],
         why=entry["why"],
@@ -117,6 +139,23 @@ def _vector(entry: Mapping[str, Any]) -> Vector:
         pieces=tuple(entry.get("build", ())),
         expect={operation: dict(expectation) for operation, expectation in entry["expect"].items()},
     )
+
+
+def _check(place: str, operation: str, expectation: Mapping[str, Any]) -> None:
+    """Whether the expectation has what asking and judging take from it."""
+    if operation not in _ACCEPTED:
+        raise ValueError(f"{place}: there is no such operation")
+    refused = expectation.get("verdict") == "reject"
+    needed = _ASKED.get(operation, set()) | ({"verdict", "code"} if refused else _ACCEPTED[operation])
+    if missing := sorted(needed - set(expectation)):
+        raise ValueError(f"{place}: the expectation has no {missing[0]!r}")
+
+
+def _length(piece: Mapping[str, Any]) -> int:
+    """Of the bytes of a piece, the numbers in a text not counted."""
+    if "hex" in piece:
+        return len(bytes.fromhex(piece["hex"]))
+    return len(piece["text"].encode()) * len(range(piece["times"]))
 
 
 def _files(corpus: Corpus) -> Iterator[str]:

@@ -459,6 +459,32 @@ BROKEN = {
 }
 
 
+BROKEN_VECTORS: dict[str, dict[str, Any]] = {
+    "there is no such operation": {"file": "a", "expect": {"cook": {"verdict": "accept"}}},
+    "the expectation has no 'content'": {"file": "a", "expect": {"read": {"verdict": "accept"}}},
+    "the expectation has no 'base'": {"file": "a", "expect": {"merge": {"tensors": {}, "fingerprints": {}, "ulp": 0}}},
+    "the expectation has no 'title'": {"file": "a", "expect": {"edit": {"verdict": "reject", "code": "integrity"}}},
+    "outside of its folder": {"file": "a", "expect": {"write": {"file": "../secret"}}},
+    "non-hexadecimal": {"build": [{"hex": "zz"}], "expect": {}},
+    "cannot be interpreted as an integer": {"build": [{"text": "a", "times": "3"}], "expect": {}},
+    "is built to more than": {"build": [{"text": "a", "times": 10**11}], "expect": {}},
+    "there is no member 'text'": {"build": [{}], "expect": {}},
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN_VECTORS)
+def test_a_broken_vector_is_refused_before_anything_is_asked(reason: str, tmp_path: Path) -> None:
+    """One line that names the vector, no traceback half-way, no bytes from elsewhere, and no full disk."""
+    (tmp_path / "secret").write_bytes(b"")
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"")
+    entry = {"id": "v", "why": "", "rules": [], **BROKEN_VECTORS[reason]}
+    (folder / "index.json").write_text(json.dumps({"version": "1", "format": "1", "vectors": [entry]}))
+    with pytest.raises(InvalidInputError, match=reason):
+        load(folder)
+
+
 @pytest.mark.parametrize("case", BROKEN)
 def test_an_index_that_is_none_is_refused(case: str, tmp_path: Path) -> None:
     """An empty or broken folder would otherwise be a success without questions."""
