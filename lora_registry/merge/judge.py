@@ -22,8 +22,8 @@ from lora_registry.merge.outcome import Outcome
 from lora_registry.merge.roundings import ONCE, Roundings, roundings
 from lora_registry.ops.arrays import Array, dtype_name
 
-BLOCK = 1 << 15
-"""Elements that are judged at a time: few enough that every array fits a cache, and that none needs new pages."""
+BLOCK = 1 << 14
+"""Elements that are judged at a time: arrays of 128 KB, for which the C library does not fetch new pages each time."""
 _TRIED = 1 << 18  # elements that every explanation is tried on
 _FEWEST, _CLOSE = 4, 2
 

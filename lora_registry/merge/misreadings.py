@@ -75,16 +75,18 @@ def _one(target: Target, base: Array, merged: Array, rows: Array, *, alone: bool
 
 def _scales(target: Target, base: Array, merged: Array, rows: Array, *, alone: bool) -> Iterator[tuple[str, float]]:
     """Scales that a rule about α and the rank gives instead, then the one that fits the tensor best."""
-    rank = float(target.rank or target.tensors.get("A1", next(iter(target.tensors.values()))).shape[0])
     s = target.scale
-    known = [
-        (-s, "; it was subtracted"),
-        (s / sqrt(rank), "; a rank-stabilized scale (rsLoRA) read as α / r?"),
-        (s * sqrt(rank), "; α / r read as rank-stabilized (rsLoRA)?"),
-        (s * rank, "; α not divided by the rank?"),
-        (s / rank, "; divided by the rank twice?"),
-        (1.0, "; unscaled"),
-    ]
+    known = [(-s, "; it was subtracted"), (1.0, "; unscaled")]
+    ranks = (
+        [target.rank] if target.rank else [target.tensors[role].shape[0] for role in ("A1",) if role in target.tensors]
+    )
+    for rank in ranks:
+        known += [
+            (s / sqrt(rank), "; a rank-stabilized scale (rsLoRA) read as α / r?"),
+            (s * sqrt(rank), "; α / r read as rank-stabilized (rsLoRA)?"),
+            (s * rank, "; α not divided by the rank?"),
+            (s / rank, "; divided by the rank twice?"),
+        ]
     told = {s}
     for scale, says in known:
         if scale not in told and np.isfinite(scale):

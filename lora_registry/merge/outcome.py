@@ -13,7 +13,7 @@ from lora_registry.merge.nearest import nearest
 from lora_registry.merge.roundings import ONCE, Roundings
 from lora_registry.ops.arrays import Array, to_array
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 14
 """Elements that are held at a time where a norm needs the whole tensor."""
 
 

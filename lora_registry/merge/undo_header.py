@@ -20,7 +20,7 @@ from lora_registry.merge.recorded import parse_records
 
 MAGIC = b"loregund"
 VERSION = 1
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 """Bytes of the base that a block holds, but for the last of a run."""
 HEADER = 1 << 26
 """Bytes of a header, at most."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
-
-import numpy as np
 
 from lora_registry.digest import Digest
 from lora_registry.errors import IntegrityError, InvalidInputError, NotAllowedError, UsageError
@@ -23,12 +24,13 @@ from lora_registry.format.files import (
 from lora_registry.merge.destination import check_room
 from lora_registry.merge.receipt import FileRecord, receipt_path
 from lora_registry.merge.recorded import Recorded, read_receipt, require_files
-from lora_registry.merge.undo_block import read_block, require_digest, restored
+from lora_registry.merge.undo_block import read_block, require_digest, restored, unpack
 from lora_registry.merge.undo_header import Run, UndoHeader, read_header
 from lora_registry.merge.undo_patch import elements
 from lora_registry.progress import Counted, Progress
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
+_UNDER_WAY = 6  # chunks that are being made, at most
 
 
 def unmerge(merged: Path, patch: Path, out: Path, *, progress: Progress | None = None) -> tuple[FileRecord, ...]:
@@ -154,28 +156,43 @@ def _restore(
 ) -> None:
     """Write one file of the base, hashed on the way."""
     state = hashlib.sha256()
-    for run in runs:
-        if run.op == "copy":
-            with places[run.file].open("rb") as reader:
-                reader.seek(run.offset)
-                left = run.length
-                while left and (chunk := reader.read(min(left, _CHUNK))):
-                    state.update(chunk)
-                    writer.write(chunk)
-                    left -= len(chunk)
-                    done.advance(len(chunk))
-            continue
-        for start, stop in run.blocks():
-            stored, digest = read_block(patch, stop - start, name)
-            block = np.frombuffer(stored, np.uint8)
-            if run.op == "difference":
-                block = restored(stored, elements(places[run.file], run, start, stop - start), run.target)
-            require_digest(block.data, digest, name)
-            state.update(block.data)
-            writer.write(block.data)
-            done.advance(stop - start)
+    for chunk in _chunks(runs, places, patch, name):
+        state.update(chunk)
+        writer.write(chunk)
+        done.advance(len(chunk))
     if Digest(state.hexdigest()) != record.digest:
         raise IntegrityError(f"{name}: what it makes of {record.name} is not the base's")
+
+
+def _chunks(runs: tuple[Run, ...], places: dict[str, Path], patch: IO[bytes], name: str) -> Iterator[memoryview]:
+    """The bytes of a file in their order; the next few are made in threads while one is written."""
+    waiting: deque[Future[memoryview]] = deque()
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            for run in runs:
+                for start, stop in run.blocks():
+                    packed = b"" if run.op == "copy" else read_block(patch, stop - start, name)
+                    waiting.append(threads.submit(_made, run, start, stop, packed, places, name))
+                    if len(waiting) > _UNDER_WAY:
+                        yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _made(run: Run, start: int, stop: int, packed: bytes, places: dict[str, Path], name: str) -> memoryview:
+    """The bytes of a run from ``start`` to ``stop``."""
+    if run.op == "copy":
+        with places[run.file].open("rb") as reader:
+            reader.seek(run.offset + start)
+            return memoryview(reader.read(stop - start))
+    stored, digest = unpack(packed, stop - start, name)
+    made = memoryview(stored)
+    if run.op == "difference":
+        made = restored(stored, elements(places[run.file], run, start, stop - start), run.target).data
+    require_digest(made, digest, name)
+    return made
 
 
 def _publish(staging: Path, out: Path, records: tuple[FileRecord, ...], *, folder: bool) -> None:
