@@ -11,6 +11,7 @@ from lora_registry.adapter import Json, Tensor
 from lora_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
 from lora_registry.format.canonical import JsonError, decode
 from lora_registry.format.container import Container, Entry, open_container
+from lora_registry.merge.pickled_base import open_pickled, safe_name
 from lora_registry.merge.ties import find_ties
 from lora_registry.ops.arrays import Array, to_array
 from lora_registry.quantized.weight import Scheme
@@ -19,7 +20,10 @@ STEMS = ("model", "diffusion_pytorch_model")
 """What transformers and diffusers call their weights, without the suffix."""
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-"""Suffixes of weights that are programs: loading them can run anything."""
+"""Suffixes of weights that are programs: loading them can run anything, so their tensors are found without."""
+
+_PICKLED_WEIGHTS = "pytorch_model.bin"
+"""What transformers called its weights before safetensors."""
 
 
 class Checkpoint:
@@ -82,6 +86,15 @@ class Checkpoint:
         header = self.shards[file].header_bytes
         return len(header).to_bytes(8, "little") + header
 
+    def written_name(self, file: str) -> str:
+        """What the file is called that is made of ``file``: no pickle is ever written."""
+        return safe_name(file) if self.is_pickled else file
+
+    @property
+    def is_pickled(self) -> bool:
+        """Whether the weights are pickled: the bytes of each tensor are as in safetensors, what is around them not."""
+        return any(file.endswith(PICKLED) for file in self.shards)
+
     def window(self, name: str) -> tuple[int, int]:
         """Offsets in its file of the first byte of a tensor, and of the one past the last."""
         entry, start = self.entry(name), self.shards[self.places[name]].data_start
@@ -125,7 +138,8 @@ def open_base(path: str | Path) -> Checkpoint:
 
     Args:
         path: a Hugging Face folder (``model.safetensors``, or shards with ``model.safetensors.index.json``;
-            diffusers' names too), or one ``.safetensors`` file. ONNX models have their own reader,
+            diffusers' names too; ``pytorch_model.bin``, sharded or not, where there is none of these), or one such
+            file. ONNX models have their own reader,
             :class:`lora_registry.onnx.model.OnnxModel`, because their tensors are found by other means.
 
     Raises:
@@ -141,6 +155,8 @@ def open_base(path: str | Path) -> Checkpoint:
         raise NotFoundError(f"no such file or folder: {path}")
     if path.name.endswith(".safetensors.index.json"):
         return _open_folder(path.parent)
+    if path.suffix in PICKLED:
+        return Checkpoint(path, {path.name: open_pickled(path)}, None, {})
     if path.suffix != ".safetensors":
         raise UnsupportedError(f"{path}: not a safetensors file, and not a folder of them")
     return Checkpoint(path, {path.name: open_container(path)}, None, {})
@@ -156,6 +172,11 @@ def _open_folder(folder: Path) -> Checkpoint:
         return Checkpoint(folder, {single[0].name: open_container(single[0])}, None, read_config(folder))
     if index:
         return _open_sharded(folder, index[0])
+    if (folder / _PICKLED_WEIGHTS).is_file():
+        shards = {_PICKLED_WEIGHTS: open_pickled(folder / _PICKLED_WEIGHTS)}
+        return Checkpoint(folder, shards, None, read_config(folder))
+    if (folder / f"{_PICKLED_WEIGHTS}.index.json").is_file():
+        return _open_sharded(folder, folder / f"{_PICKLED_WEIGHTS}.index.json")
     raise _no_weights(folder)
 
 
@@ -166,8 +187,8 @@ def _no_weights(folder: Path) -> InvalidInputError:
     pickled = [name for name in names if name.endswith(PICKLED)]
     if pickled:
         return UnsupportedError(
-            f"{folder}: only pickled weights ({pickled[0]}), which loreg does not load: reading them can run any "
-            "program; save the model with save_pretrained() of transformers first"
+            f"{folder}: only pickled weights that are not called {_PICKLED_WEIGHTS} ({pickled[0]}); name the file, or "
+            "save the model with save_pretrained() of transformers first"
         )
     wanted = " or ".join(f"{stem}.safetensors[.index.json]" for stem in STEMS)
     return InvalidInputError(f"{folder}: no {wanted} in this folder")
@@ -182,7 +203,8 @@ def _open_sharded(folder: Path, index: Path) -> Checkpoint:
         if not (folder / file).is_file():
             count = sum(1 for place in weight_map.values() if place == file)
             raise InvalidInputError(f"{folder}: shard {file} is missing; {index.name} places {count} tensors in it")
-        shards[file] = open_container(folder / file)
+        opened = open_pickled if file.endswith(PICKLED) else open_container
+        shards[file] = opened(folder / file)
     checkpoint = Checkpoint(folder, shards, index, read_config(folder))
     for name, file in weight_map.items():
         if checkpoint.places.get(name) != file:

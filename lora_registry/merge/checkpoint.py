@@ -208,7 +208,7 @@ def merge_checkpoint(
         NotAllowedError: ``out`` is the base, or is inside of it.
         InvalidInputError: the adapter does not fit, the base is broken, or a result is not finite.
         InconclusiveError: nobody knows whether a changed embedding is the head as well.
-        UnsupportedError: the base is quantized or pickled, the adapter has a gate, or a change cannot be merged.
+        UnsupportedError: the base cannot be read, the adapter has a gate, or a change cannot be merged.
         UsageError: an option is none, or a rule of ``dtype`` is for no tensor.
         MachineError: there is no room on the disk.
     """

@@ -71,4 +71,4 @@ def publish(base: Checkpoint, staging: Staging, out: Path) -> None:
     if base.is_folder:
         staging.take_folder()
     else:
-        staging.take_files({FOLDER_RECEIPT: receipt_path(out), base.path.name: out})
+        staging.take_files({FOLDER_RECEIPT: receipt_path(out), base.written_name(base.path.name): out})

@@ -14,10 +14,12 @@ from lora_registry.format.files import copy_bytes
 from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.companions import Companions
 from lora_registry.merge.dtype_rules import DtypeRules
+from lora_registry.merge.pickled_base import safe_name
 from lora_registry.merge.plan import Plan
 from lora_registry.merge.receipt import FileRecord
 from lora_registry.merge.ties import untied
 
+_INDEX = ".index.json"
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 """What transformers calls, and called, the type in which a model is loaded."""
 
@@ -38,8 +40,8 @@ def write_documents(
         else:
             yield _copy(base.path / name, folder / name, name)
     if base.index is not None:
-        target = folder / base.index.name
-        if plan.added or dtypes.rules or base.scheme is not None:
+        target = folder / (safe_name(base.index.name.removesuffix(_INDEX)) + _INDEX)
+        if base.is_pickled or plan.added or dtypes.rules or base.scheme is not None:
             yield _rewrite(base.index, target, _index(base.index, plan))
         else:
             yield _copy(base.index, target, target.name)

@@ -219,8 +219,8 @@ def _plan_file(
     parts = tuple(Part(name, entry, sources[name], tuple(changes.get(name, ()))) for name, entry in entries.items())
     stored = sorted(container.entries, key=lambda name: (container.entries[name].begin, container.entries[name].end))
     kept = [name for name in entries if name in container.entries and not base.is_computed(name)]
-    follows = kept == stored and bool(stored)
-    return FilePlan(file, file, head, parts, follows, same)
+    follows = kept == stored and bool(stored) and not base.is_pickled
+    return FilePlan(base.written_name(file), file, head, parts, follows, same)
 
 
 def _lay_out(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from loreg_converters._peft.pickled import read_pickled
 from loreg_converters.peft import converter
 from safetensors.torch import load_file
 
+from lora_registry.convert.pickled import read_pickled
 from lora_registry.errors import InvalidInputError, UnsupportedError
 
 

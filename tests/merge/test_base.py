@@ -88,7 +88,8 @@ def test_broken_folders_are_refused(spoil: Callable[[Path], None], message: str,
 @pytest.mark.parametrize(
     ("names", "kind", "message"),
     [
-        (["pytorch_model.bin"], UnsupportedError, "pickled"),
+        (["training.pt"], UnsupportedError, "only pickled weights that are not called"),
+        (["pytorch_model.bin"], UnsupportedError, "no zip file"),
         (["adapter_config.json", "adapter_model.safetensors"], InvalidInputError, "an adapter, not a base model"),
         (["README.md"], InvalidInputError, "no model.safetensors"),
     ],

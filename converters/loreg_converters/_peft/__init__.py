@@ -5,7 +5,6 @@ Reading goes down the first table, writing down the second; the third serves bot
 ====================== ==================================================================
 :mod:`~.read`          a folder in, targets and a report out
 :mod:`~.files`         what PEFT calls its files
-:mod:`~.pickled`       ``.bin`` files, without running anything
 :mod:`~.config`        what each field of the config means, or why it is refused
 :mod:`~.keys`          the names of tensors, taken apart
 :mod:`~.sites`         the tensors, by the place they belong to

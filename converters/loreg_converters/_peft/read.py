@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lora_registry.adapter import Adapter, Base, Json, Kind, Target, Tensor
+from lora_registry.convert.pickled import read_pickled
 from lora_registry.convert.report import Report
 from lora_registry.errors import NotFoundError
 from lora_registry.findings import Finding
@@ -15,7 +16,6 @@ from loreg_converters._peft.composed import Composed, composed_targets, kernels_
 from loreg_converters._peft.config import COMPOSED, TRAINING_ONLY, Config, checked_config, load_json
 from loreg_converters._peft.files import CONFIG, PICKLED, WEIGHTS
 from loreg_converters._peft.initial import INITIAL, initial_folder, refuse_disguised, relative_to_base
-from loreg_converters._peft.pickled import read_pickled
 from loreg_converters._peft.places import find_places
 from loreg_converters._peft.problems import broken, refuse, unsupported
 from loreg_converters._peft.regex import PatternError

@@ -1,4 +1,4 @@
-"""``adapter_model.bin``: torch's zip files, read without torch and without running anything.
+"""``adapter_model.bin``, ``pytorch_model.bin``: torch's zip files, read without torch and without running anything.
 
 A pickle is a program that may call whatever it can name. The machine that runs it here can name four kinds
 of things, and they are ours: an ordered mapping, a tensor that is put together from a window of the file,
@@ -16,16 +16,18 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lora_registry.adapter import Tensor
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.format.limits import AXES, TENSORS
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PICKLE_BYTES = 64 << 20  # a state dict takes about 300 bytes a tensor
 SHARING = 8  # tensors may share bytes, as tied weights do; all of them together are this many times the file at most
@@ -71,8 +73,21 @@ class _Sealed:
         _malformed("an object whose fields are set from outside")
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor, and where its bytes lie.
+
+    Attributes:
+        tensor: a window of the file where it is contiguous there, else a copy in row-major order.
+        begin: offset of its first byte in the file; None for a copy.
+    """
+
+    tensor: Tensor
+    begin: int | None
+
+
 class _Storage(_Sealed):
-    """The dtype and the bytes of a storage."""
+    """The dtype, the bytes and the offset of a storage."""
 
 
 class _StorageType(_Sealed):
@@ -84,7 +99,7 @@ class _Dtype(_Sealed):
 
 
 class _Rebuilt(_Sealed):
-    """A tensor."""
+    """A :class:`Stored` tensor."""
 
 
 class _Call(_Sealed):
@@ -102,7 +117,12 @@ class _StateDict(OrderedDict[object, object]):
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, as windows of the file where they are contiguous.
+    """The tensors of a state dict, as windows of the file where they are contiguous; see :func:`find_pickled`."""
+    return {name: stored.tensor for name, stored in find_pickled(path).items()}
+
+
+def find_pickled(path: Path) -> dict[str, Stored]:
+    """The tensors of a state dict, and where they lie in the file.
 
     Raises:
         UnsupportedError: a torch file from before 1.6, which is no zip file.
@@ -126,17 +146,17 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     for key, value in state.items():
         if not isinstance(value, _Rebuilt):
             raise InvalidInputError(f"{path}: {key!r} is no tensor")
-    tensors: dict[str, Tensor] = {key: value.content for key, value in state.items()}
-    if sum(tensor.nbytes for tensor in tensors.values()) > SHARING * path.stat().st_size:
+    tensors: dict[str, Stored] = {key: value.content for key, value in state.items()}
+    if sum(stored.tensor.nbytes for stored in tensors.values()) > SHARING * path.stat().st_size:
         raise InvalidInputError(f"{path}: its tensors take more than {SHARING} times the bytes of the file")
     return tensors
 
 
-def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, memoryview]:
-    """Name without the top folder to the member's bytes."""
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, _Member]:
+    """Name without the top folder to the member."""
     with path.open("rb") as stream:
         whole = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    members: dict[str, memoryview] = {}
+    members: dict[str, _Member] = {}
     for info in archive.infolist():
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise InvalidInputError(f"{path}: the member {info.filename!r} is compressed, which torch does not write")
@@ -146,21 +166,29 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, memoryview]:
         name = info.filename.partition("/")[2]
         if begin + info.file_size > len(whole) or name in members:
             raise InvalidInputError(f"{path}: the member {info.filename!r} is truncated, or there twice")
-        members[name] = whole[begin : begin + info.file_size]
+        members[name] = _Member(begin, whole[begin : begin + info.file_size])
     return members
 
 
-def _program(path: Path, members: Mapping[str, memoryview]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """The offset of a member in the file, and its bytes."""
+
+    begin: int
+    data: memoryview
+
+
+def _program(path: Path, members: Mapping[str, _Member]) -> bytes:
     if "data.pkl" not in members:
         raise InvalidInputError(f"{path}: a zip file, but not one that torch wrote: it has no data.pkl")
-    if len(members["data.pkl"]) > PICKLE_BYTES:
+    if len(members["data.pkl"].data) > PICKLE_BYTES:
         raise InvalidInputError(f"{path}: the pickle is longer than {PICKLE_BYTES} bytes")
-    if bytes(members.get("byteorder", memoryview(b"little"))) != b"little":
+    if "byteorder" in members and bytes(members["byteorder"].data) != b"little":
         raise UnsupportedError(f"{path}: written on a big-endian machine")
-    return bytes(members["data.pkl"])
+    return bytes(members["data.pkl"].data)
 
 
-def _run(path: Path, program: bytes, members: Mapping[str, memoryview]) -> Any:
+def _run(path: Path, program: bytes, members: Mapping[str, _Member]) -> Any:
     try:
         _check_opcodes(path, program)
         return _Machine(path, program, members).load()
@@ -179,7 +207,7 @@ def _check_opcodes(path: Path, program: bytes) -> None:
 class _Machine(pickle.Unpickler):
     """An unpickler for which only the names of a state dict exist."""
 
-    def __init__(self, path: Path, program: bytes, members: Mapping[str, memoryview]) -> None:
+    def __init__(self, path: Path, program: bytes, members: Mapping[str, _Member]) -> None:
         super().__init__(io.BytesIO(program))
         self._path = path
         self._members = members
@@ -223,17 +251,18 @@ class _Machine(pickle.Unpickler):
         return self._over(dtype.content, storage.content[1], offset, size, stride)
 
     def _over(
-        self, dtype: str, data: memoryview, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+        self, dtype: str, member: _Member, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
     ) -> _Rebuilt:
-        """A tensor over bytes; offset and strides count elements."""
-        view = _view(dtype, data, offset, size, stride)
+        """A tensor over a member of the file; offset and strides count elements."""
+        view = _view(dtype, member.data, offset, size, stride)
         self._budget -= view.nbytes
         if self._budget < 0:
             _malformed(f"tensors of more than {SHARING} times the bytes of the file")
         if view.flags.c_contiguous:
             begin = offset * view.itemsize
-            return _Rebuilt(Tensor(dtype, view.shape, data[begin : begin + view.nbytes]))
-        return _Rebuilt(Tensor(dtype, view.shape, memoryview(view.tobytes())))
+            window = member.data[begin : begin + view.nbytes]
+            return _Rebuilt(Stored(Tensor(dtype, view.shape, window), member.begin + begin))
+        return _Rebuilt(Stored(Tensor(dtype, view.shape, memoryview(view.tobytes())), None))
 
 
 def _malformed(what: str) -> NoReturn:
@@ -244,6 +273,8 @@ def _view(
     dtype: str, data: memoryview, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
 ) -> np.ndarray[Any, np.dtype[Any]]:
     """The elements as unsigned integers of their width; nothing is copied. Offset and strides count elements."""
+    import numpy as np
+
     lengths = (offset, *size, *stride)
     if not all(type(length) is int and length >= 0 for length in lengths):
         _malformed("a tensor with lengths that are none")
