@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lora_registry.adapter import Adapter, Target
-from lora_registry.errors import UnsupportedError
+from lora_registry.errors import UnsupportedError, refusal
+from lora_registry.format.data_rules import check_data
 
 
 def check_mergeable(adapter: Adapter) -> None:
@@ -11,6 +12,7 @@ def check_mergeable(adapter: Adapter) -> None:
 
     Raises:
         UnsupportedError: see :func:`check_applicable` and :func:`check_target`.
+        IntegrityError, InvalidInputError: see :func:`check_applicable`.
     """
     check_applicable(adapter, "merged weights would be on always; serve it unmerged")
     for target in adapter:
@@ -20,17 +22,24 @@ def check_mergeable(adapter: Adapter) -> None:
 def check_applicable(adapter: Adapter, why: str) -> None:
     """Refuse an adapter that is not, from the first token on, a change of the tensors that the base has.
 
+    Reads all of its data: receipts and metadata name it by its content digest, which says nothing about bytes that
+    nobody has held against theirs (P-024).
+
     Args:
         adapter: any.
         why: what would go wrong with a gate, for the message.
 
     Raises:
         UnsupportedError: the adapter has a gate (P-046), or adds rows to a table (P-042).
+        IntegrityError: its bytes are others than those that it states (R-035).
+        InvalidInputError: the positions of a sparse change are out of order (R-045).
     """
     if adapter.gate:
         raise UnsupportedError(f"the adapter is switched on by tokens {list(adapter.gate)} (activated LoRA): {why}")
     for target in adapter:
         _refuse_growth(target)
+    if findings := check_data(adapter):
+        raise refusal("the adapter", findings)
 
 
 def check_target(target: Target) -> None:
