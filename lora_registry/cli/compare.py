@@ -49,7 +49,8 @@ def compare(one: str, other: str, targets: bool, dense: bool, registry_home: str
     first, second = sound(one, registry_home), sound(other, registry_home)
     first, prefix = with_names_of(first, second)
     with status("probing both", quiet=as_json):
-        differences = [*unseen(first, second), *agree(certify(first), certify(second), TOLERANCE)]
+        beside = unseen(first, second)
+        differences = [*beside, *agree(certify(first), certify(second), TOLERANCE)]
     with progress("comparing", unit="targets", quiet=as_json) as advance:
         found = compared(first, second, dense=dense, progress=advance)
     if as_json:
@@ -62,13 +63,15 @@ def compare(one: str, other: str, targets: bool, dense: bool, registry_home: str
                 "targets": [similarity.to_json() for similarity in found.targets],
                 "only": [list(names) for names in found.only],
                 "notes": list(found.notes),
+                "beside": [difference.to_json() for difference in beside],
             }
         )
         return
     if prefix.added or prefix.dropped:
         click.echo(f"names compared under the prefix {printable(str(prefix))}")
     verdict = f"{'not ' if differences else ''}the same change, tolerance {TOLERANCE:g}"
-    _print(found, verdict, each=targets)
+    reasons = sorted({difference.reason for difference in beside})
+    _print(found, "; ".join([verdict, *reasons]), each=targets)
 
 
 def _print(found: Comparison, verdict: str, *, each: bool) -> None:

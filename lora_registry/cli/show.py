@@ -61,6 +61,9 @@ def show(
         [
             ("source", adapter),
             ("title", subject.info.get("title")),
+            ("description", subject.info.get("description")),
+            ("authors", _texts(subject.info.get("authors"))),
+            ("tags", _texts(subject.info.get("tags"))),
             ("content", content),
             ("base", " @ ".join(filter(None, (subject.base.name, subject.base.revision)))),
             ("base license", subject.base.license),
@@ -117,6 +120,11 @@ def _descriptions(adapter: Adapter) -> Iterable[tuple[str, str | None]]:
         yield "made by", " of ".join(filter(None, (str(adapter.lineage["operation"]), ", ".join(named))))
     yield "trained with", tool
     yield "trained on", ", ".join(_members(datasets, "name"))
+
+
+def _texts(items: Json) -> str:
+    """A list of strings in one line; whatever else stands there is shown as it is."""
+    return ", ".join(map(str, items)) if isinstance(items, list) else str(items or "")
 
 
 def _members(records: Json, name: str) -> list[str]:
