@@ -151,7 +151,8 @@ def recompute(
     changed, untouched = [], []
     random = np.random.default_rng(seed)
     done = Counted(progress, len(expected.tensors))
-    with threadpool_limits(1, "blas"):  # the blocks are too small for more threads than one
+    # The blocks are too small for more threads than one; what overflows is no number, and does not hold.
+    with threadpool_limits(1, "blas"), np.errstate(all="ignore"):
         for name, each in sorted(expected.tensors.items()):
             if each.targets:
                 count = None if every else rows

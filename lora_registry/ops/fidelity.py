@@ -135,7 +135,7 @@ def fidelity(blocks: Iterable[Sums]) -> Fidelity:
         relative, cosine = (0.0, 1.0) if error == 0.0 else (inf, 0.0)
     else:
         relative = sqrt(error / wanted)
-        cosine = (wanted + cross) / sqrt(wanted * written) if written else 0.0
+        cosine = (wanted + cross) / (sqrt(wanted) * sqrt(written)) if written else 0.0
     return Fidelity(
         relative_error=relative,
         cosine=min(1.0, max(-1.0, cosine)),
