@@ -49,6 +49,7 @@ check: setup ## lint, format, types and layers
 
 bench: models ## the merge beside PEFT's: time and memory
 	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/verify.py
 
 FUZZ_SECONDS ?= 600
 

@@ -13,7 +13,7 @@ from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._merge_report import print_preview, print_receipt
 from lora_registry.cli._output import print_json
 from lora_registry.cli._progress import progress
-from lora_registry.errors import NotFoundError, UsageError
+from lora_registry.errors import NotAllowedError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from lora_registry.adapter import Adapter
@@ -212,6 +212,8 @@ def _check_undo(patch: Path, base: Path, *, dry_run: bool) -> None:
     refuse_existing(patch)
     if not patch.parent.is_dir():
         raise NotFoundError(f"no such folder: {patch.parent}")
+    if base.is_dir() and base.resolve() in patch.resolve().parents:
+        raise NotAllowedError(f"{patch} lies in the base, which is never changed; choose another place")
 
 
 _OF_RECEIPT = ("checkpoint", "dtypes", "min_retention", "tied", "allow_new", "require_exact", "no_hash")

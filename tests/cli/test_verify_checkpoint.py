@@ -124,5 +124,6 @@ def test_a_patch_that_cannot_be_kept_stops_the_merge(case: tuple[Path, Path, Pat
     words = ["merge", adapter, "--base", base, "-o", tmp_path / "more", "--keep-undo"]
     loreg(*words, tmp_path / "m.undo", exit_code=4)
     loreg(*words, tmp_path / "none" / "m.undo", exit_code=3)
+    loreg(*words, base / "m.undo", exit_code=5)
     loreg(*words, tmp_path / "n.undo", "--dry-run", exit_code=2)
     assert not (tmp_path / "more").exists()
