@@ -116,7 +116,8 @@ class Kernel:
             return None
         result = sums(before, wanted, kept, scratch, has_delta=product)
         if not np.isfinite(result.error):
-            refuse_nonfinite(self._part.name, start, before, wanted)
+            if product:  # the other ways have looked already, and know which value stands for the base
+                refuse_nonfinite(self._part.name, start, before, wanted)
             self._check_range(wanted, kept)
         return result
 
