@@ -17,7 +17,7 @@ _SHOWN = 600
 """Characters of a place, and of a message, that the line shows; the longest key of a tensor has 256."""
 
 
-_EACH = 1000
+FINDINGS = 1000
 """Findings of one rule about one thing; nobody reads more, and a file of 1 MiB breaks a rule 500 000 times."""
 
 
@@ -65,5 +65,5 @@ def bounded(findings: Iterable[Finding]) -> Iterator[Finding]:
     counts: Counter[str] = Counter()
     for finding in findings:
         counts[finding.rule] += 1
-        if counts[finding.rule] <= _EACH:
+        if counts[finding.rule] <= FINDINGS:
             yield finding
