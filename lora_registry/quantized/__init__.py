@@ -1,18 +1,21 @@
 """Quantized checkpoints, read as the values that they stand for: numpy only, a module a scheme.
 
-========================= ======================================================
-what                      where
-========================= ======================================================
-what all schemes share    :mod:`~lora_registry.quantized.weight`
-which scheme it is        :mod:`~lora_registry.quantized.recognition`
-the tensors by name       :mod:`~lora_registry.quantized.view`
-against the adapter's     :mod:`~lora_registry.quantized.agreement`
-nf4, fp4                  :mod:`~lora_registry.quantized.four_bit`
-int8                      :mod:`~lora_registry.quantized.int8`
-GPTQ                      :mod:`~lora_registry.quantized.gptq`
-AWQ                       :mod:`~lora_registry.quantized.awq`
-float8                    :mod:`~lora_registry.quantized.fp8`
-compressed-tensors        :mod:`~lora_registry.quantized.compressed`
-GGUF                      :mod:`~lora_registry.quantized.gguf_file`
-========================= ======================================================
+======================= ==================================================================
+:mod:`~.recognition`    which scheme it is, by its configuration or its tensors
+:mod:`~.view`           the checkpoint as the tensors that it stands for
+:mod:`~.agreement`      the view that an adapter was trained on against this one
+:mod:`~.weight`         what all schemes share: a weight computed from what is stored
+:mod:`~.grid`           scales, or zero points, that blocks of a matrix share
+:mod:`~.packing`        integers of a few bits in larger ones
+:mod:`~.four_bit`       nf4 and fp4 of bitsandbytes
+:mod:`~.int8`           int8 of bitsandbytes
+:mod:`~.gptq`           GPTQ
+:mod:`~.awq`            AWQ
+:mod:`~.fp8`            float8 with scales for blocks, rows, or a whole tensor
+:mod:`~.compressed`     compressed-tensors
+:mod:`~.gguf_file`      GGUF: the container
+:mod:`~.gguf_names`     GGUF's names and rows as those of transformers
+:mod:`~.gguf_blocks`    GGUF's blocks of 32
+:mod:`~.gguf_k_blocks`  GGUF's k-quants
+======================= ==================================================================
 """
