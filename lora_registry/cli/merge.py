@@ -37,7 +37,7 @@ loreg merge support/tone:1 --base ./base -o ./again --replay ./merged/loreg-rece
     "--base",
     type=click.Path(path_type=Path),
     required=True,
-    help="Hugging Face folder, .safetensors file or .onnx file.",
+    help="Hugging Face folder (quantized ones too), .safetensors, .bin, .gguf or .onnx file.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="What to write; must not exist.")
 @click.option(
