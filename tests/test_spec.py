@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from spec_pages import code, rows_of
 
 from lora_registry import errors
 from lora_registry.adapter import LAYOUTS, Adapter, Kind, Target, Tensor
@@ -54,19 +55,7 @@ def prose(text: str = TEXT) -> Iterator[str]:
 
 def table(*header: str, text: str = TEXT) -> list[list[str]]:
     """The rows of the table with this header, as cells."""
-    lines = text.splitlines()
-    start = lines.index(f"| {' | '.join(header)} |")
-    rows: list[list[str]] = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split("|")])
-    return rows
-
-
-def code(cell: str) -> list[str]:
-    """What stands between back quotes in a cell."""
-    return re.findall(r"`([^`]*)`", cell)
+    return rows_of(text, *header)
 
 
 def anchors(path: Path) -> set[str]:

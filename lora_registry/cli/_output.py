@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_registry.cli._command import json_text
 from lora_registry.findings import Finding, Severity
 from lora_registry.text import printable
+
+if TYPE_CHECKING:
+    from lora_registry.ops.prefix import Prefix
 
 _COLORS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
@@ -53,6 +56,12 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+
+
+def print_prefix(prefix: Prefix) -> None:
+    """Say under which prefix names were compared, where one was added or dropped (P-013)."""
+    if prefix.added or prefix.dropped:
+        click.echo(f"names compared under the prefix {printable(str(prefix))}")
 
 
 def print_findings(findings: Iterable[Finding]) -> None:

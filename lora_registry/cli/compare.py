@@ -12,7 +12,7 @@ import click
 from lora_registry.cli._adapters import ADAPTER
 from lora_registry.cli._algebra import print_notes, sound
 from lora_registry.cli._command import command, json_option, registry_option
-from lora_registry.cli._output import print_fields, print_json, print_table
+from lora_registry.cli._output import print_fields, print_json, print_prefix, print_table
 from lora_registry.cli._picture import draw, family
 from lora_registry.cli._progress import progress, status
 from lora_registry.text import listed, plural, printable
@@ -67,8 +67,7 @@ def compare(one: str, other: str, targets: bool, dense: bool, registry_home: str
             }
         )
         return
-    if prefix.added or prefix.dropped:
-        click.echo(f"names compared under the prefix {printable(str(prefix))}")
+    print_prefix(prefix)
     verdict = f"{'not ' if differences else ''}the same change, tolerance {TOLERANCE:g}"
     reasons = sorted({difference.reason for difference in beside})
     _print(found, "; ".join([verdict, *reasons]), each=targets)

@@ -8,7 +8,7 @@ import click
 
 from lora_registry.cli._adapters import ADAPTER, open_sound
 from lora_registry.cli._command import command, json_option, registry_option
-from lora_registry.cli._output import print_json, print_table
+from lora_registry.cli._output import print_json, print_prefix, print_table
 from lora_registry.cli._progress import status
 from lora_registry.errors import EXIT_FINDINGS
 from lora_registry.text import plural, printable
@@ -98,8 +98,7 @@ def _show(source: str, certificate: Certificate, *, as_json: bool) -> None:
 
 
 def _compare(found: list[Difference], prefix: Prefix, *, targets: int, tolerance: float) -> None:
-    if prefix.added or prefix.dropped:
-        click.echo(f"names compared under the prefix {printable(str(prefix))}")
+    print_prefix(prefix)
     if not found:
         click.echo(f"the same change: {plural(targets, 'target')}, within {tolerance:g}")
         return

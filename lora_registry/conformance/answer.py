@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_registry import __version__
 from lora_registry.adapter import Adapter, Json, Kind, Target, Tensor
 from lora_registry.conformance.protocol import FORMAT, OPERATIONS, Hello, accepted, rejected
-from lora_registry.errors import IntegrityError, InvalidInputError, LoregError, UnsupportedError, refusal
+from lora_registry.errors import IntegrityError, InvalidInputError, LoregError, refusal
 from lora_registry.format.container import open_container
 from lora_registry.format.data_rules import check_data
 from lora_registry.format.edit import edited
@@ -21,6 +21,7 @@ from lora_registry.format.writer import encode_adapter
 from lora_registry.ops.arrays import Array, from_array, round_to, to_array, widened
 from lora_registry.ops.change import merged, own_weight, refuse_nonfinite
 from lora_registry.ops.fingerprint import target_fingerprint
+from lora_registry.ops.mergeable import refuse_gate, refuse_groups
 from lora_registry.ops.probe import certify
 
 
@@ -120,7 +121,10 @@ def _file(adapter: Adapter) -> str:
 
 def _merge(request: Request) -> dict[str, Json]:
     adapter = request.adapter("adapter")
-    _refuse_unmergeable(adapter)
+    # Not check_mergeable: rows that grow a table are merged here, where no configuration is written (P-042).
+    refuse_gate(adapter, "a merged tensor would be on always")
+    for target in adapter:
+        refuse_groups(target)
     tensors: dict[str, Json] = {}
     fingerprints: dict[str, Json] = {}
     with open_container(Path(request.text("base"))) as base:
@@ -131,15 +135,6 @@ def _merge(request: Request) -> dict[str, Json]:
             fingerprints[target.name] = _compared(target, stored)
             tensors[target.name] = _record(_merged(target, stored))
     return accepted(tensors=tensors, fingerprints=fingerprints)
-
-
-def _refuse_unmergeable(adapter: Adapter) -> None:
-    """P-046 and P-006. Rows that grow the vocabulary are merged here, where no configuration is written (P-042)."""
-    if adapter.gate:
-        raise UnsupportedError("a gated adapter is on for a part of a sequence only (P-046)")
-    for target in adapter:
-        if target.groups != 1:
-            raise UnsupportedError(f"{target.name}: a grouped convolution has no place in its base tensor (P-006)")
 
 
 def _compared(target: Target, stored: Array) -> str:

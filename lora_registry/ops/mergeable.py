@@ -34,8 +34,7 @@ def check_applicable(adapter: Adapter, why: str) -> None:
         IntegrityError: its bytes are others than those that it states (R-035).
         InvalidInputError: the positions of a sparse change are out of order (R-045).
     """
-    if adapter.gate:
-        raise UnsupportedError(f"the adapter is switched on by tokens {list(adapter.gate)} (activated LoRA): {why}")
+    refuse_gate(adapter, why)
     for target in adapter:
         _refuse_growth(target)
     if findings := check_data(adapter):
@@ -49,12 +48,31 @@ def check_target(target: Target) -> None:
         UnsupportedError: a grouped conv in PEFT's form, for which PEFT raises NotImplementedError (P-006); or
             rows behind those of the base (P-042).
     """
+    refuse_groups(target)
+    _refuse_growth(target)
+
+
+def refuse_gate(adapter: Adapter, why: str) -> None:
+    """Refuse an adapter that is on for a part of a sequence only (P-046); ``why`` is for the message.
+
+    Raises:
+        UnsupportedError: it has a gate.
+    """
+    if adapter.gate:
+        raise UnsupportedError(f"the adapter is switched on by tokens {list(adapter.gate)} (activated LoRA): {why}")
+
+
+def refuse_groups(target: Target) -> None:
+    """Refuse a grouped conv, whose dense change the base tensor has no place for (P-006).
+
+    Raises:
+        UnsupportedError: it is one.
+    """
     if target.groups != 1:
         raise UnsupportedError(
             f"{target.name}: a grouped conv ({target.groups} groups) cannot be merged: its factors connect every "
             "output with every input, and the base kernel has no place for that; serve it unmerged"
         )
-    _refuse_growth(target)
 
 
 def _refuse_growth(target: Target) -> None:

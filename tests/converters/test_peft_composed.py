@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from loreg_converters.peft import converter
 from peft import LoHaConfig, LoKrConfig, PeftModel, get_peft_model
 from peft.tuners.lycoris_utils import LycorisLayer
+from peft_adapters import edit_saved
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -168,10 +168,7 @@ def test_the_shape_of_peft_for_a_whole_kernel_in_one_dimension_is_another(save: 
 def test_broken_files_are_refused(edit: Callable[[Any, Any], Any], message: str, save: Save) -> None:
     """Whatever PEFT would compute something else from, or leave out in silence."""
     _, folder = save(LoHa, r=4, alpha=6, target_modules=["one"])
-    tensors, config = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
-    edit(tensors, config)
-    save_file(tensors, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(config))
+    edit_saved(folder, edit)
     with pytest.raises(InvalidInputError) as refused:
         converter.read(folder)
     assert any(message in str(finding) for finding in refused.value.findings)

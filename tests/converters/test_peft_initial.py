@@ -12,7 +12,7 @@ import pytest
 import torch
 from loreg_converters.peft import converter
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.numpy import load_file, save_file
+from peft_adapters import edit_saved
 from torch import nn
 
 from lora_registry.adapter import Adapter
@@ -125,10 +125,7 @@ def test_a_beginning_of_another_adapter_is_refused(
     """Other modules, another scale, other element types: the difference would be no difference."""
     _, _, folder = pissa
     initial = folder / "pissa_init"
-    tensors, config = load_file(initial / WEIGHTS), json.loads((initial / CONFIG).read_text())
-    edit(tensors, config)
-    save_file(tensors, initial / WEIGHTS)
-    (initial / CONFIG).write_text(json.dumps(config))
+    edit_saved(initial, edit)
     with pytest.raises(InvalidInputError) as refused:
         converter.read(folder)
     assert any(message in str(finding) for finding in refused.value.findings)

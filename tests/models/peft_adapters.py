@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftConfig, PeftMixedModel, PeftModel, get_peft_model
+from safetensors.numpy import load_file, save_file
+
+
+def edit_saved(folder: Path, edit: Callable[[Any, Any], object]) -> None:
+    """Let ``edit`` change the tensors and the configuration of a saved adapter, in place."""
+    weights, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    tensors, config = load_file(weights), json.loads(settings.read_text())
+    edit(tensors, config)
+    save_file(tensors, weights)
+    settings.write_text(json.dumps(config))
 
 
 def make_peft_adapter(

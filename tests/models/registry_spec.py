@@ -8,6 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from spec_pages import rows_of
+
 from lora_registry.adapter import Adapter, Tensor
 from lora_registry.dtypes import DTYPES
 from lora_registry.format.container import encode_tensors
@@ -36,18 +38,7 @@ def prose() -> list[str]:
 
 def table(*header: str) -> list[list[str]]:
     """The rows of the table with this header, as cells."""
-    lines = TEXT.splitlines()
-    rows: list[list[str]] = []
-    for line in lines[lines.index(f"| {' | '.join(header)} |") + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split("|")])
-    return rows
-
-
-def code(cell: str) -> list[str]:
-    """What stands between back quotes in a cell."""
-    return re.findall(r"`([^`]*)`", cell)
+    return rows_of(TEXT, *header)
 
 
 def sections() -> dict[str, str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_spec import TEXT, body, code, example, example_adapter, table
+from registry_spec import TEXT, body, example, example_adapter, table
+from spec_pages import code
 
 from lora_registry.adapter import Adapter
 from lora_registry.digest import Digest

@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 import pytest
-from registry_spec import TEXT, code, example, table
+from registry_spec import TEXT, example, table
+from spec_pages import code
 
 from lora_registry import errors
 from lora_registry.digest import Digest
