@@ -27,6 +27,7 @@ from lora_registry.convert.discover import converter, detect
 from lora_registry.errors import UnsupportedError
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.options import MergeOptions
 from lora_registry.registry import Registry
 from lora_registry.runtime.export import export_model, export_module
 
@@ -132,7 +133,7 @@ def test_the_registry_gives_back_what_went_in(done: Done) -> None:
 
 def test_a_merged_checkpoint_equals_peft(done: Done, tmp_path: Path) -> None:
     """Each tensor of the merged folder is what ``merge_and_unload`` makes of it, and none is missing."""
-    merge_checkpoint(done.pulled, done.base, tmp_path / "merged", tied=done.job.tied)
+    merge_checkpoint(done.pulled, done.base, tmp_path / "merged", MergeOptions(tied=done.job.tied))
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     assert merged.keys() >= load_file(done.base / "model.safetensors").keys()
     error, name = worst(merged, done.weights)
@@ -175,7 +176,7 @@ def test_untying_does_what_the_unmerged_adapter_does(tiny_dir: Callable[[str], P
     inputs = tiny_models.inputs(tiny_models.llama())
     wanted = first_output(wrapped, inputs)
     adapter, _ = detect(tmp_path / "peft").read(tmp_path / "peft")
-    merge_checkpoint(adapter, tiny_dir("llama-tied"), tmp_path / "merged", tied="untie")
+    merge_checkpoint(adapter, tiny_dir("llama-tied"), tmp_path / "merged", MergeOptions(tied="untie"))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert relative_error(first_output(tiny_models.llama(), inputs), wanted) > 100 * TOLERANCE
     assert relative_error(first_output(merged, inputs), wanted) <= TOLERANCE

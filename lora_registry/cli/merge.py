@@ -17,6 +17,7 @@ from lora_registry.errors import NotAllowedError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from lora_registry.adapter import Adapter
+    from lora_registry.merge.options import Device
     from lora_registry.merge.receipt import Receipt
     from lora_registry.ops.tied import TiedPolicy
 
@@ -74,6 +75,18 @@ loreg merge support/tone:1 --base ./base -o ./again --replay ./merged/loreg-rece
     is_flag=True,
     help="Do not wait for the disk: as safe as cp, so that a power cut may leave a broken output, and no --resume.",
 )
+@click.option(
+    "--requantize",
+    is_flag=True,
+    help="Of a quantized base, quantize the changed weights again as they were.  [default: write them as BF16]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where the sums are computed.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the same merge into OUTPUT that was killed.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option(
@@ -102,6 +115,8 @@ def merge(
     workers: int | None,
     no_hash: bool,
     no_sync: bool,
+    requantize: bool,
+    device: Device,
     resume: bool,
     dry_run: bool,
     keep_undo: Path | None,
@@ -115,6 +130,8 @@ def merge(
     Every target is merged or nothing is written. A receipt beside the output names the inputs and outputs
     by digest and says how much of each change survived the output dtype.
     """
+    from lora_registry.merge.options import MergeOptions
+
     opened = open_any(adapter, registry_home)
     into_onnx = base.suffix == ".onnx"
     if keep_undo is not None:
@@ -122,24 +139,21 @@ def merge(
     if receipt_file is not None:
         _replay(receipt_file, opened.adapter, base, output, workers, keep_undo, as_json=as_json)
         return
+    options = MergeOptions(
+        dtype=dtypes,
+        tied=tied,
+        allow_new=allow_new,
+        require_exact=require_exact,
+        hashed=not no_hash,
+        requantize=requantize,
+        device=device,
+    )
     if dry_run and not into_onnx:
         _refuse(checkpoint=checkpoint)
         from lora_registry.merge.checkpoint import prepare
         from lora_registry.merge.preview import preview
 
-        told = preview(
-            prepare(
-                opened.adapter,
-                base,
-                output,
-                dtype=dtypes,
-                tied=tied,
-                allow_new=allow_new,
-                require_exact=require_exact,
-                hashed=not no_hash,
-                overwrite=overwrite,
-            )
-        )
+        told = preview(prepare(opened.adapter, base, output, options, overwrite=overwrite))
         print_json(told.to_json()) if as_json else print_preview(told, output)
         return
     unit = "tensors" if into_onnx else "bytes"
@@ -153,6 +167,8 @@ def merge(
                 no_sync=no_sync,
                 resume=resume,
                 dry_run=dry_run,
+                requantize=requantize,
+                device=device != "cpu",
             )
             if output.suffix != ".onnx":
                 raise UsageError(f"{output}: the base is an ONNX model, so the output must be called *.onnx")
@@ -177,12 +193,8 @@ def merge(
                 opened.adapter,
                 base,
                 output,
-                dtype=dtypes,
-                tied=tied,
-                allow_new=allow_new,
-                require_exact=require_exact,
+                options,
                 min_retention=min_retention,
-                hashed=not no_hash,
                 workers=workers,
                 durable=not no_sync,
                 resume=resume,
@@ -216,7 +228,17 @@ def _check_undo(patch: Path, base: Path, *, dry_run: bool) -> None:
         raise NotAllowedError(f"{patch} lies in the base, which is never changed; choose another place")
 
 
-_OF_RECEIPT = ("checkpoint", "dtypes", "min_retention", "tied", "allow_new", "require_exact", "no_hash")
+_OF_RECEIPT = (
+    "checkpoint",
+    "dtypes",
+    "min_retention",
+    "tied",
+    "allow_new",
+    "require_exact",
+    "no_hash",
+    "requantize",
+    "device",
+)
 _NOT_REPLAYED = ("resume", "dry_run", "overwrite")
 
 

@@ -8,7 +8,6 @@ the end; until then there is nothing under that name, and after an error nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 from lora_registry import __version__
 from lora_registry.adapter import Adapter, Json
 from lora_registry.digest import Digest
-from lora_registry.errors import UsageError
+from lora_registry.errors import UnsupportedError, UsageError
 from lora_registry.findings import Finding, Severity
 from lora_registry.format.files import storage_errors
 from lora_registry.format.identity import content_digest
@@ -28,6 +27,7 @@ from lora_registry.merge.documents import dtype_notes, write_documents
 from lora_registry.merge.dtype_rules import DtypeRules
 from lora_registry.merge.engine import Written, write_weights
 from lora_registry.merge.fit import Fit, fit
+from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.plan import Plan, make_plan
 from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.receipt import FOLDER_RECEIPT, FileRecord, Receipt, receipt_path
@@ -37,7 +37,6 @@ from lora_registry.merge.ties import FLAG
 from lora_registry.merge.watch import Watch
 from lora_registry.merge.workers import default_workers
 from lora_registry.ops.mergeable import check_mergeable
-from lora_registry.ops.tied import TiedPolicy
 from lora_registry.progress import Progress
 
 
@@ -53,7 +52,7 @@ class Merge:
         dtypes: element types of the output.
         plan: what every file of the output holds.
         companions: the other files of the base.
-        options: every option that shapes the output, defaults included.
+        options: what shapes the output.
         identity: content digest of the adapter.
         watch: the files of the base, as they were when they were opened.
     """
@@ -65,7 +64,7 @@ class Merge:
     dtypes: DtypeRules
     plan: Plan
     companions: Companions
-    options: Mapping[str, Json]
+    options: MergeOptions
     identity: Digest
     watch: Watch
 
@@ -115,37 +114,31 @@ def prepare(
     adapter: Adapter,
     base_path: str | Path,
     out: str | Path,
+    options: MergeOptions = MergeOptions(),  # noqa: B008 - frozen
     *,
-    dtype: str | Iterable[str] | None = None,
-    tied: TiedPolicy = "untie",
-    allow_new: bool = False,
-    require_exact: bool = False,
-    hashed: bool = True,
     overwrite: bool = False,
 ) -> Merge:
     """Check a merge as a whole, without writing anything; see :func:`merge_checkpoint`."""
     check_mergeable(adapter)
+    if options.requantize:
+        raise UnsupportedError("weights are not quantized again yet; without --requantize they are written as BF16")
+    if options.device != "cpu":
+        raise UnsupportedError(f"the sums are not computed on {options.device} yet")
     base, out = open_view(base_path, adapter), Path(out)
     watch = Watch([container.path for container in base.shards.values()])
-    dtypes = DtypeRules.parse(dtype)
+    dtypes = DtypeRules.parse(options.dtype)
     check_destination(base, out, overwrite=overwrite)
-    fitted = fit(adapter, base, allow_new=allow_new, scheme=base.scheme, computed=base.is_computed)
-    fitted.require(f"the adapter and {base.path}", exact=require_exact)
+    fitted = fit(adapter, base, allow_new=options.allow_new, scheme=base.scheme, computed=base.is_computed)
+    fitted.require(f"the adapter and {base.path}", exact=options.require_exact)
     merge = Merge(
         adapter=adapter,
         base=base,
         out=out,
         fitted=fitted,
         dtypes=dtypes,
-        plan=make_plan(adapter, base, fitted, dtypes=dtypes, tied=tied),
+        plan=make_plan(adapter, base, fitted, dtypes=dtypes, tied=options.tied),
         companions=find_companions(base) if base.is_folder else Companions((), ()),
-        options={
-            "dtype": dtypes.to_json(),
-            "tied": tied,
-            "allow_new": allow_new,
-            "require_exact": require_exact,
-            "hash": hashed,
-        },
+        options=options,
         identity=content_digest(adapter),
         watch=watch,
     )
@@ -157,13 +150,9 @@ def merge_checkpoint(
     adapter: Adapter,
     base_path: str | Path,
     out: str | Path,
+    options: MergeOptions = MergeOptions(),  # noqa: B008 - frozen
     *,
-    dtype: str | Iterable[str] | None = None,
-    tied: TiedPolicy = "untie",
-    allow_new: bool = False,
-    require_exact: bool = False,
     min_retention: float | None = None,
-    hashed: bool = True,
     workers: int | None = None,
     durable: bool = True,
     resume: bool = False,
@@ -180,15 +169,8 @@ def merge_checkpoint(
         adapter: what to merge.
         base_path: a Hugging Face folder, or one ``.safetensors`` file.
         out: the new folder, or the new ``.safetensors`` file with ``<out>.receipt.json`` beside it.
-        dtype: rules for the floating-point tensors of the output, of which the last that matches decides: ``F32``,
-            ``BF16``, ``F16`` or ``F64`` (or torch's names) for all, ``PATTERN=F32`` for some by name (``*`` stands
-            for anything), ``touched=F32`` for those that the adapter changes. None keeps what each tensor has.
-        tied: what happens where the adapter changes one of two tied tensors; see
-            :data:`~lora_registry.ops.tied.TiedPolicy`.
-        allow_new: full targets may bring tensors that the base does not have.
-        require_exact: refuse unless fingerprints prove that this is the base the adapter was made for.
+        options: what shapes the output.
         min_retention: from 0 to 1; refuse if less than this share of any tensor's change survives the rounding.
-        hashed: whether the receipt gets digests of the weights; without, nobody can check or undo the merge by it.
         workers: threads; None takes one for each processor, four at most. They do not shape the output.
         durable: wait until the output is on the disk before it takes its name; without, a power cut may leave a
             broken one, and a merge that is killed cannot be resumed.
@@ -218,17 +200,7 @@ def merge_checkpoint(
         raise UsageError(f"{workers} workers cannot merge anything")
     if resume and not durable:
         raise UsageError("a merge that does not wait for the disk has no journal, and cannot be resumed")
-    merge = prepare(
-        adapter,
-        base_path,
-        out,
-        dtype=dtype,
-        tied=tied,
-        allow_new=allow_new,
-        require_exact=require_exact,
-        hashed=hashed,
-        overwrite=overwrite,
-    )
+    merge = prepare(adapter, base_path, out, options, overwrite=overwrite)
     with storage_errors(merge.out), staging(merge.out, resume=resume) as place:
         written = write_weights(
             merge.plan,
@@ -236,7 +208,7 @@ def merge_checkpoint(
             place,
             _identity(merge),
             workers=workers,
-            hashed=hashed,
+            hashed=options.hashed,
             durable=durable,
             resume=resume,
             progress=progress,
@@ -253,7 +225,7 @@ def _identity(merge: Merge) -> dict[str, Json]:
     return {
         "adapter": str(merge.identity),
         "base": merge.watch.to_json(),
-        "options": dict(merge.options),
+        "options": merge.options.to_json(),
         "program": f"loreg {__version__}, numpy {np.__version__}",
     }
 
@@ -273,7 +245,7 @@ def _finish(merge: Merge, written: Written, place: Staging) -> Receipt:
         verdict=merge.fitted.verdict.value,
         inputs=tuple(inputs),
         outputs=tuple(outputs),
-        options=merge.options,
+        options=merge.options.to_json(),
         tensors=written.tensors,
         notes=merge.notes(),
         view=None if merge.base.scheme is None else merge.base.scheme.to_json(),

@@ -14,9 +14,11 @@ what is on the disk    :mod:`~lora_registry.merge.journal`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 
 from threadpoolctl import threadpool_limits
 
@@ -101,17 +103,10 @@ def write_weights(
             journal.finished(output.plan.name, block.number, figures)
         counted.advance(block.end - block.begin)
 
-    def work() -> Iterator[tuple[Output, Block]]:
-        for output in outputs:
-            if output.open() and journal is not None:
-                journal.finished(output.plan.name, CLONED, None)
-            for block in output.blocks():
-                yield output, block
-
     try:
         # The workers share the cores; BLAS with threads of its own would only be in their way.
         with threadpool_limits(1, "blas"), journal or nullcontext():
-            Workers(workers, largest, report).run(work())
+            Workers(workers, largest, report).run(_in_turn(outputs, workers, journal))
         if durable:
             sync()
         records = [output.records() for output in outputs]
@@ -123,3 +118,27 @@ def write_weights(
         tuple(written for _, written in records),
         tuple(record for output in outputs for record in output.tensors()),
     )
+
+
+def _in_turn(outputs: Iterable[Output], at_once: int, journal: Journal | None) -> Iterator[tuple[Output, Block]]:
+    """Every block of every file, in order within a file, of ``at_once`` files in turn.
+
+    File systems let one thread at a time write to a file, so as many are under way as there are workers.
+    """
+    waiting = iter(outputs)
+    under_way = deque(_blocks(output, journal) for output in islice(waiting, at_once))
+    while under_way:
+        blocks = under_way.popleft()
+        following = next(blocks, None)
+        if following is not None:
+            under_way.append(blocks)
+            yield following
+        else:
+            under_way.extend(_blocks(output, journal) for output in islice(waiting, 1))
+
+
+def _blocks(output: Output, journal: Journal | None) -> Iterator[tuple[Output, Block]]:
+    if output.open() and journal is not None:
+        journal.finished(output.plan.name, CLONED, None)
+    for block in output.blocks():
+        yield output, block

@@ -111,7 +111,7 @@ def preview(merge: Merge) -> Preview:
         verdict=merge.fitted.verdict.value,
         dtypes=dict(Counter(part.entry.dtype for file in merge.plan.files for part in file.parts)),
         ties=dict(merge.base.ties),
-        options=dict(merge.options),
+        options=merge.options.to_json(),
         notes=merge.notes(),
     )
 

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lora_registry import __version__
-from lora_registry.adapter import Adapter, Json
+from lora_registry.adapter import Adapter
 from lora_registry.errors import IntegrityError, UnsupportedError
 from lora_registry.format.files import claim, staging_folder, storage_errors, sync_folder
 from lora_registry.format.identity import content_digest
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.destination import check_destination
+from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.receipt import FileRecord, Receipt, receipt_path
 from lora_registry.merge.recorded import Recorded, read_receipt, require_files
 from lora_registry.progress import Progress
 from lora_registry.text import listed
-
-_OPTIONS = {
-    "dtype": "dtype",
-    "tied": "tied",
-    "allow_new": "allow_new",
-    "require_exact": "require_exact",
-    "hash": "hashed",
-}
-"""Name of an option in a receipt to that of the argument of the merge."""
 
 
 def replay(
@@ -59,14 +49,14 @@ def replay(
         LoregError: as :func:`~lora_registry.merge.checkpoint.merge_checkpoint`.
     """
     said = read_receipt(receipt_file)
-    arguments = _arguments(said, receipt_file)
+    options = _options(said, receipt_file)
     if said.adapter != str(content_digest(adapter)):
         raise IntegrityError(f"the adapter is not the one of {receipt_file}, whose content digest is {said.adapter}")
     check_destination(open_view(base, adapter), out, overwrite=False)
     require_files(base, said.inputs, str(receipt_file))
     with storage_errors(out), staging_folder(out) as staging:
         made = staging / out.name
-        receipt = merge_checkpoint(adapter, base, made, workers=workers, progress=progress, **arguments)
+        receipt = merge_checkpoint(adapter, base, made, options, workers=workers, progress=progress)
         _compare(receipt.outputs, said, alone=not made.is_dir())
         if made.is_dir():
             made.rename(out)
@@ -77,19 +67,15 @@ def replay(
     return receipt
 
 
-def _arguments(said: Recorded, path: Path) -> dict[str, Any]:
-    """The arguments of the merge that the options stand for, all of them and no others."""
+def _options(said: Recorded, path: Path) -> MergeOptions:
     if said.kind != "safetensors":
         raise UnsupportedError(f"{path}: the receipt of a merge into {said.kind}, which cannot be replayed")
-    _same_keys(said.options, path)
-    return {_OPTIONS[name]: value for name, value in said.options.items()}
-
-
-def _same_keys(options: Mapping[str, Json], path: Path) -> None:
-    unknown, missing = sorted(options.keys() - _OPTIONS.keys()), sorted(_OPTIONS.keys() - options.keys())
-    if unknown or missing:
-        what = f"options that are not known here: {listed(unknown)}" if unknown else f"no option {listed(missing)}"
-        raise UnsupportedError(f"{path}: has {what}; replay it with the program that made it, {__version__} is another")
+    try:
+        return MergeOptions.from_json(said.options)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"{path}: {error}; replay it with the program that made it, {__version__} is another"
+        ) from None
 
 
 def _compare(outputs: tuple[FileRecord, ...], said: Recorded, *, alone: bool) -> None:

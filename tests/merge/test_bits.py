@@ -19,6 +19,7 @@ from lora_registry.format.container import Entry
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.kernel import Kernel, Room
+from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.plan import Part
 from lora_registry.ops.arrays import Array, as_bytes, from_array, numpy_dtype, round_to
 
@@ -62,7 +63,10 @@ def test_a_merged_checkpoint_is_correctly_rounded(stored: str, written: str, ran
     save_file({"w": weight}, tmp_path / "base.safetensors")
     change = target(rank, 2.0, rng)
     merge_checkpoint(
-        Adapter(targets=(change,)), tmp_path / "base.safetensors", tmp_path / "out.safetensors", dtype=written
+        Adapter(targets=(change,)),
+        tmp_path / "base.safetensors",
+        tmp_path / "out.safetensors",
+        MergeOptions(dtype=written),
     )
     merged = open_base(tmp_path / "out.safetensors").array("w")
     wanted = round_to(exact(weight, change), written)

@@ -18,6 +18,7 @@ from lora_registry.errors import ConflictError, IntegrityError, InvalidInputErro
 from lora_registry.merge import engine, output
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint, prepare
+from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.preview import preview
 from lora_registry.merge.ranges import Treatment, blocks_of
 from lora_registry.ops.arrays import from_array
@@ -86,14 +87,14 @@ def test_digests_are_those_of_the_files(base: Path, adapter: Adapter, tmp_path: 
     """Whatever was copied, changed, converted or moved; without digests, the weights are the same."""
     for dtype in (None, "F32", ["a.*=F32", "d.weight=F16"]):
         out, plain = tmp_path / f"out{dtype}", tmp_path / f"plain{dtype}"
-        receipt = merge_checkpoint(adapter, base, out, dtype=dtype, workers=3)
+        receipt = merge_checkpoint(adapter, base, out, MergeOptions(dtype=dtype), workers=3)
         assert {record.name: record.digest for record in receipt.inputs} == {
             path.name: Digest.of_file(path) for path in base.iterdir()
         }
         assert {record.name: record.digest for record in receipt.outputs} == {
             path.name: Digest.of_file(path) for path in out.iterdir() if path.name != "loreg-receipt.json"
         }
-        told = merge_checkpoint(adapter, base, plain, dtype=dtype, hashed=False)
+        told = merge_checkpoint(adapter, base, plain, MergeOptions(dtype=dtype, hashed=False))
         assert {record.name for record in told.outputs if record.digest is None} == {
             "model-1.safetensors",
             "model-2.safetensors",
@@ -106,7 +107,7 @@ def test_digests_are_those_of_the_files(base: Path, adapter: Adapter, tmp_path: 
 def test_types_by_pattern(base: Path, adapter: Adapter, tmp_path: Path) -> None:
     """The last rule that matches decides; index and configuration stay true; a rule for nothing is refused."""
     out = tmp_path / "out"
-    receipt = merge_checkpoint(adapter, base, out, dtype=["touched=F32", "b.*=F16"])
+    receipt = merge_checkpoint(adapter, base, out, MergeOptions(dtype=["touched=F32", "b.*=F16"]))
     merged = open_base(out)
     assert {name: merged.dtype(name) for name in merged.names()} == {
         "a.weight": "F32",
@@ -121,12 +122,12 @@ def test_types_by_pattern(base: Path, adapter: Adapter, tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_bytes())["dtype"] == "bfloat16"
     assert any("dtype=float32 to use them as they are written" in note for note in receipt.notes)
     assert receipt.options["dtype"] == ["touched=F32", "b.*=F16"]
-    merge_checkpoint(adapter, base, tmp_path / "whole", dtype=["F16", "*=F32"])
+    merge_checkpoint(adapter, base, tmp_path / "whole", MergeOptions(dtype=["F16", "*=F32"]))
     config = json.loads((tmp_path / "whole" / "config.json").read_bytes())
     assert config == {"dtype": "float32", "text_config": {"dtype": "float32"}}
     for rule in ("q_proj=F32", "=F32", "a.*=int8"):
         with pytest.raises(UsageError):
-            merge_checkpoint(adapter, base, tmp_path / "none", dtype=rule)
+            merge_checkpoint(adapter, base, tmp_path / "none", MergeOptions(dtype=rule))
 
 
 def test_a_change_that_is_lost_can_be_refused(base: Path, tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_a_change_that_is_lost_can_be_refused(base: Path, tmp_path: Path) -> Non
     with pytest.raises(IntegrityError, match=r"1 tensor of 2 keep.*a\.weight the least.* in BF16; nothing was written"):
         merge_checkpoint(adapter, base, tmp_path / "refused", min_retention=0.5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
-    merge_checkpoint(adapter, base, tmp_path / "wide", min_retention=0.999, dtype="touched=F32")
+    merge_checkpoint(adapter, base, tmp_path / "wide", MergeOptions(dtype="touched=F32"), min_retention=0.999)
     with pytest.raises(UsageError, match="from 0 to 1"):
         merge_checkpoint(adapter, base, tmp_path / "none", min_retention=50)
 
@@ -174,7 +175,7 @@ def test_a_base_that_changes_meanwhile_is_noticed(
 
 def test_the_plan_tells_every_byte_and_writes_none(base: Path, adapter: Adapter, tmp_path: Path) -> None:
     """Ranges follow each other from the first byte to the last; every target is there; the disk stays as it was."""
-    merge = prepare(adapter, base, tmp_path / "out", dtype=["d.*=F32"])
+    merge = prepare(adapter, base, tmp_path / "out", MergeOptions(dtype=["d.*=F32"]))
     told = preview(merge)
     for file in told.files:
         assert [range_.begin for range_ in file.ranges] == [0, *(range_.end for range_ in file.ranges[:-1])]
@@ -188,7 +189,7 @@ def test_the_plan_tells_every_byte_and_writes_none(base: Path, adapter: Adapter,
     assert told.bytes(Treatment.CONVERT) == 4 * 3000 * 900
     assert told.dtypes == {"BF16": 4, "F32": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
-    merge_checkpoint(adapter, base, tmp_path / "out", dtype=["d.*=F32"])
+    merge_checkpoint(adapter, base, tmp_path / "out", MergeOptions(dtype=["d.*=F32"]))
     assert {file.name: file.size for file in told.files} == {
         path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")
     }
@@ -212,9 +213,9 @@ def test_where_files_cannot_be_copied_by_the_kernel_the_bytes_are_the_same(
     base: Path, adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Across file systems, and outside of Linux, blocks are read and written."""
-    merge_checkpoint(adapter, base, tmp_path / "out", hashed=False)
+    merge_checkpoint(adapter, base, tmp_path / "out", MergeOptions(hashed=False))
     monkeypatch.delattr(os, "copy_file_range")
-    merge_checkpoint(adapter, base, tmp_path / "again", hashed=False)
+    merge_checkpoint(adapter, base, tmp_path / "again", MergeOptions(hashed=False))
     assert files(tmp_path / "out") == files(tmp_path / "again")
 
 
@@ -234,7 +235,7 @@ def test_a_clone_that_is_written_over_is_the_same_file(
 
     monkeypatch.setattr(output.fcntl, "ioctl", clone)
     for hashed in (True, False):
-        receipt = merge_checkpoint(adapter, base, tmp_path / f"cloned{hashed}", hashed=hashed)
+        receipt = merge_checkpoint(adapter, base, tmp_path / f"cloned{hashed}", MergeOptions(hashed=hashed))
         assert (receipt == expected) is hashed
         for name in ("model-1.safetensors", "model-2.safetensors"):
             assert (tmp_path / f"cloned{hashed}" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()

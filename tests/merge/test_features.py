@@ -20,6 +20,7 @@ from lora_registry.format.reader import read_adapter
 from lora_registry.format.writer import write_adapter
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.options import MergeOptions
 from lora_registry.ops.arrays import Array, from_array, to_array
 from lora_registry.ops.change import delta, merged
 from lora_registry.runtime.adapted import Adapted
@@ -110,12 +111,12 @@ def test_sums_of_several_kinds_meet_in_one_tensor(tiny_dir: Folders, tmp_path: P
     head = composed.loha("lm_head.weight", (99, 48))
     rows = composed.sparse("model.embed_tokens.weight", (99, 48))
     both = Adapter(targets=(head, rows))
-    merge_checkpoint(both, tiny_dir("llama-tied"), tmp_path / "out", tied="both")
+    merge_checkpoint(both, tiny_dir("llama-tied"), tmp_path / "out", MergeOptions(tied="both"))
     base, out = (load_file(folder / "model.safetensors") for folder in (tiny_dir("llama-tied"), tmp_path / "out"))
     name = "model.embed_tokens.weight"
     np.testing.assert_allclose(out[name], base[name] + delta(head) + delta(rows), rtol=1e-5, atol=1e-6)
     with pytest.raises(ConflictError, match="is tied"):
-        merge_checkpoint(both, tiny_dir("llama-tied"), tmp_path / "again", tied="error")
+        merge_checkpoint(both, tiny_dir("llama-tied"), tmp_path / "again", MergeOptions(tied="error"))
 
 
 def gated() -> Adapter:

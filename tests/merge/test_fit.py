@@ -17,6 +17,7 @@ from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.fit import fit
+from lora_registry.merge.options import MergeOptions
 from lora_registry.ops.arrays import from_array
 from lora_registry.ops.fingerprint import fingerprint
 
@@ -51,10 +52,10 @@ def test_fingerprints_prove_the_base(peft_merge, tiny_dir: Callable[[str], Path]
     other = adapter.with_fingerprints({target.name: fingerprint(np.zeros(2)) for target in adapter})
     assert [fit(each, base).verdict for each in (known, other, adapter)] == ["exact", "same-shapes", "same-shapes"]
     assert {finding.rule for finding in fit(other, base).findings} == {"M-004"}
-    merge_checkpoint(known, base.path, tmp_path / "out", require_exact=True)
+    merge_checkpoint(known, base.path, tmp_path / "out", MergeOptions(require_exact=True))
     for each, message in ((other, "other weights"), (adapter, "no target carries a fingerprint")):
         with pytest.raises(InvalidInputError, match=message):
-            merge_checkpoint(each, base.path, tmp_path / "refused", require_exact=True)
+            merge_checkpoint(each, base.path, tmp_path / "refused", MergeOptions(require_exact=True))
     assert not (tmp_path / "refused").exists()
 
 
@@ -139,7 +140,7 @@ def test_new_tensors_need_a_word(tmp_path: Path) -> None:
     adapter = Adapter(targets=(linear("q.weight", 4, 3), full("classifier.weight", classifier)))
     with pytest.raises(InvalidInputError, match="new tensors were not allowed"):
         merge_checkpoint(adapter, path, tmp_path / "out.safetensors")
-    receipt = merge_checkpoint(adapter, path, tmp_path / "out.safetensors", allow_new=True)
+    receipt = merge_checkpoint(adapter, path, tmp_path / "out.safetensors", MergeOptions(allow_new=True))
     merged = load_file(tmp_path / "out.safetensors")
     assert np.array_equal(merged["classifier.weight"], classifier)
     assert np.array_equal(merged["q.weight"], np.full((4, 3), 2.0))
@@ -165,7 +166,7 @@ def test_broken_values_are_refused(name: str, tmp_path: Path) -> None:
     path = base_of(tmp_path, w=np.zeros((4, 3), np.float32))
     adapter = Adapter(targets=(full(name, np.full((4, 3), np.nan, np.float32)),))
     with pytest.raises(InvalidInputError, match="not finite at element 0"):
-        merge_checkpoint(adapter, path, tmp_path / "out.safetensors", allow_new=True)
+        merge_checkpoint(adapter, path, tmp_path / "out.safetensors", MergeOptions(allow_new=True))
     assert [path.name for path in tmp_path.iterdir()] == ["base.safetensors"]
 
 
@@ -175,7 +176,7 @@ def test_float16_overflow_is_refused(tmp_path: Path) -> None:
     adapter = Adapter(targets=(replace(linear("w", 4, 3), scale=1e5),))
     with pytest.raises(InvalidInputError, match="beyond the range of F16"):
         merge_checkpoint(adapter, path, tmp_path / "out.safetensors")
-    merge_checkpoint(adapter, path, tmp_path / "wide.safetensors", dtype="F32")
+    merge_checkpoint(adapter, path, tmp_path / "wide.safetensors", MergeOptions(dtype="F32"))
     assert load_file(tmp_path / "wide.safetensors")["w"].max() == pytest.approx(2e5)
 
 

@@ -17,6 +17,7 @@ from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.format.container import encode_tensors
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.judge import Answer
+from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.recompute import recompute
 from lora_registry.merge.undo_patch import write_undo
 from lora_registry.merge.unmerge import unmerge
@@ -52,7 +53,7 @@ def test_what_is_merged_holds_and_is_undone(target: Target, own: str, out: str |
         base, merged, again = (folder / f"{each}.safetensors" for each in ("base", "merged", "again"))
         base.write_bytes(b"".join(encode_tensors({"w": weight, "other": weight}, {"format": "pt"})))
         try:
-            merge_checkpoint(adapter, base, merged, dtype=out)
+            merge_checkpoint(adapter, base, merged, MergeOptions(dtype=out))
         except (InvalidInputError, UnsupportedError):
             assume(False)
         found = recompute(merged, base, adapter, every=True)

@@ -24,6 +24,7 @@ from lora_registry.errors import (
     UsageError,
 )
 from lora_registry.merge.checkpoint import merge_checkpoint
+from lora_registry.merge.options import MergeOptions
 from lora_registry.ops.arrays import from_array
 
 
@@ -84,7 +85,7 @@ def test_the_base_is_never_the_output(base: Path, adapter: Adapter, tmp_path: Pa
 def test_requests_that_make_no_sense_are_usage_errors(base: Path, adapter: Adapter, tmp_path: Path) -> None:
     """A dtype that is none, a file that is no safetensors file, a folder that does not exist."""
     with pytest.raises(UsageError, match="'int4' is no type to merge into"):
-        merge_checkpoint(adapter, base, tmp_path / "out", dtype="int4")
+        merge_checkpoint(adapter, base, tmp_path / "out", MergeOptions(dtype="int4"))
     for name in ("out.onnx", "out.safetensors"):
         with pytest.raises(UsageError, match="the base is a folder, so the output is one too"):
             merge_checkpoint(adapter, base, tmp_path / name)

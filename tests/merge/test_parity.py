@@ -20,6 +20,7 @@ from lora_registry.adapter import Adapter
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.fit import fit
+from lora_registry.merge.options import MergeOptions
 from lora_registry.ops.arrays import round_to
 from lora_registry.ops.change import merged
 
@@ -36,7 +37,7 @@ def test_equals_peft(job: str, peft_merge, tiny_dir: Callable[[str], Path], tmp_
     """Every tensor that is stored equals PEFT's, the changed ones to 1e-5, the others bit for bit."""
     base = tiny_dir(JOBS[job].model)
     adapter, expected = peft_merge(JOBS[job].model, JOBS[job].config())
-    receipt = merge_checkpoint(adapter, base, tmp_path / "out", tied=JOBS[job].tied)
+    receipt = merge_checkpoint(adapter, base, tmp_path / "out", MergeOptions(tied=JOBS[job].tied))
     actual = load_file(tmp_path / "out" / "model.safetensors")
     before = load_file(base / "model.safetensors")
     changed = {record.name for record in receipt.tensors}
@@ -82,7 +83,7 @@ def test_float32_output_of_a_bfloat16_base_keeps_the_change(peft_merge, tiny_dir
 
     LlamaForCausalLM.from_pretrained(tiny_dir("llama-untied"), dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
     adapter, _ = peft_merge("llama-untied", LoraConfig(r=2, lora_alpha=1, target_modules=["q_proj"]))
-    receipt = merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", dtype="float32")
+    receipt = merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", MergeOptions(dtype="float32"))
     out, base = open_base(tmp_path / "out"), open_base(tmp_path / "base")
     assert {out.dtype(name) for name in out.names()} == {"F32"}
     assert out.config["dtype"] == "float32"
@@ -143,6 +144,8 @@ def test_the_receipt_tells_the_digests_of_all_files(peft_merge, tiny_dir, tmp_pa
         "hash": True,
         "require_exact": False,
         "tied": "untie",
+        "requantize": False,
+        "device": "cpu",
     }
 
 
@@ -165,7 +168,7 @@ def test_a_single_file_gives_a_single_file(peft_merge, tiny_dir, tmp_path: Path)
 def test_rounding_losses_are_told(peft_merge, tiny_dir, tmp_path: Path) -> None:
     """A change far below the grid of bfloat16 is reported as lost, with what to do about it (P-018)."""
     adapter, _ = peft_merge("llama-untied", LoraConfig(r=2, lora_alpha=0.002, target_modules=["q_proj"]))
-    receipt = merge_checkpoint(adapter, tiny_dir("llama-untied"), tmp_path / "out", dtype="BF16")
+    receipt = merge_checkpoint(adapter, tiny_dir("llama-untied"), tmp_path / "out", MergeOptions(dtype="BF16"))
     assert "lost in BF16" in receipt.warnings[0]
     assert "dtype touched=F32" in receipt.warnings[0]
 

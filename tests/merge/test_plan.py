@@ -16,6 +16,7 @@ from lora_registry.errors import UnsupportedError
 from lora_registry.format.container import Entry, encode_header
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
+from lora_registry.merge.options import MergeOptions
 from lora_registry.ops.arrays import from_array
 
 
@@ -35,7 +36,7 @@ def test_added_tensors_are_aligned(tmp_path: Path) -> None:
     """A tensor that would lie at an odd place moves all wide ones to the front; torch can map the result."""
     base, value = odd_base(tmp_path / "base.safetensors"), np.arange(5, dtype=np.float32)
     adapter = Adapter(targets=(full("new", value),))
-    receipt = merge_checkpoint(adapter, base, tmp_path / "out.safetensors", allow_new=True)
+    receipt = merge_checkpoint(adapter, base, tmp_path / "out.safetensors", MergeOptions(allow_new=True))
     merged = open_base(tmp_path / "out.safetensors")
     assert all(merged.entry(name).begin % merged.array(name).itemsize == 0 for name in merged.names())
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
@@ -51,7 +52,7 @@ def test_conversion_leaves_integers_alone(tmp_path: Path) -> None:
     """Floats widen, integers stay; the digest of the input is right even where the order of its tensors changes."""
     base, value = odd_base(tmp_path / "base.safetensors"), np.full(9, 0.1, np.float32)
     receipt = merge_checkpoint(
-        Adapter(targets=(full("weight", value),)), base, tmp_path / "out.safetensors", dtype="F32"
+        Adapter(targets=(full("weight", value),)), base, tmp_path / "out.safetensors", MergeOptions(dtype="F32")
     )
     merged = open_base(tmp_path / "out.safetensors")
     assert np.array_equal(merged.array("weight"), value)

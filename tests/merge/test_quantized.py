@@ -19,6 +19,7 @@ from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.format.container import open_container
 from lora_registry.format.writer import write_adapter
 from lora_registry.merge.checkpoint import merge_checkpoint
+from lora_registry.merge.options import MergeOptions
 from lora_registry.ops.arrays import as_bytes, from_array, round_to, to_array
 from lora_registry.quantized.gguf_file import open_gguf
 
@@ -78,7 +79,7 @@ def test_dtype_and_retention_are_those_of_any_merge(tmp_path: Path) -> None:
     """Fidelity counts against the dequantized base."""
     base = write_checkpoint(tmp_path / "base", "nf4-double")
     adapter = lora("m.weight", base.shape)
-    receipt = merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", dtype="F32")
+    receipt = merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", MergeOptions(dtype="F32"))
     made = to_array(open_container(tmp_path / "out" / "model.safetensors").tensor("m.weight"))
     exact = base.astype(np.float64) + change(adapter)
     assert np.abs(made - exact).max() <= 2**-22
@@ -96,7 +97,7 @@ def test_the_view_that_the_adapter_was_trained_on_is_said(tmp_path: Path, view: 
     """P-049: the same is noted, another or none is one warning."""
     base = write_checkpoint(tmp_path / "base", "nf4-double")
     adapter = lora("m.weight", base.shape, view=view or {})
-    receipt = merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", dtype="F32")
+    receipt = merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", MergeOptions(dtype="F32"))
     about = [said for said in (*receipt.notes, *receipt.warnings) if "trained on" in said and "adapter" in said]
     assert len(about) == 1, about
     assert (about[0] in receipt.warnings) is warned
@@ -112,7 +113,7 @@ def test_fingerprints_prove_nothing_about_a_quantized_base(tmp_path: Path) -> No
     assert receipt.verdict == "same-shapes"
     assert any("fingerprints of 1 target are of unquantized weights" in note for note in receipt.notes)
     with pytest.raises(InvalidInputError, match="M-010"):
-        merge_checkpoint(adapter, tmp_path / "base", tmp_path / "exact", require_exact=True)
+        merge_checkpoint(adapter, tmp_path / "base", tmp_path / "exact", MergeOptions(require_exact=True))
     assert not (tmp_path / "exact").exists()
 
 
@@ -161,7 +162,7 @@ def test_a_gguf_file_becomes_a_safetensors_file(tmp_path: Path, dtype: str | Non
     path = write_gguf(tmp_path / "model.gguf", "llama")
     name = "model.layers.0.self_attn.q_proj.weight"
     adapter = lora(name, (64, 64), view={"scheme": "gguf"})
-    receipt = merge_checkpoint(adapter, path, tmp_path / "out.safetensors", dtype=dtype)
+    receipt = merge_checkpoint(adapter, path, tmp_path / "out.safetensors", MergeOptions(dtype=dtype))
     written = open_container(tmp_path / "out.safetensors")
     stored = open_gguf(path).weights["blk.0.attn_q.weight"].rows(0, 64).reshape(4, 8, 2, 64)
     weight = stored.swapaxes(1, 2).reshape(64, 64).astype(np.float64)

@@ -25,6 +25,7 @@ from lora_registry.format.container import encode_tensors
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.judge import Answer
 from lora_registry.merge.nearest import nearest, unit
+from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.recompute import Recomputation, recompute
 from lora_registry.merge.undo_patch import write_undo
 from lora_registry.merge.unmerge import unmerge
@@ -140,7 +141,7 @@ def test_what_loreg_merged_holds(
 ) -> None:
     """Kinds, layouts, ties and output types of the merge, each recomputed row by row."""
     adapter, _ = peft_merge(model, config)
-    merge_checkpoint(adapter, tiny_dir(model), tmp_path / "out", dtype=dtype)
+    merge_checkpoint(adapter, tiny_dir(model), tmp_path / "out", MergeOptions(dtype=dtype))
     found = recompute(tmp_path / "out", tiny_dir(model), adapter, every=True)
     assert found.answer is Answer.HOLDS, found.lines()
     assert {name for judged in found.changed for name in judged.targets} == {target.name for target in adapter}
@@ -156,7 +157,7 @@ def test_both_tied_tensors_are_what_peft_changes(
     """The policy is read off the checkpoint, said, and held against the one that is asked for."""
     adapter, _ = peft_merge("llama-tied", LoraConfig(r=4, target_modules=["embed_tokens"]))
     base = tiny_dir("llama-tied")
-    merge_checkpoint(adapter, base, tmp_path / "both", tied="both")
+    merge_checkpoint(adapter, base, tmp_path / "both", MergeOptions(tied="both"))
     merge_checkpoint(adapter, base, tmp_path / "untied")
     assert any("tied: both" in note for note in recompute(tmp_path / "both", base, adapter).notes)
     assert any("untied" in note for note in recompute(tmp_path / "untied", base, adapter).notes)

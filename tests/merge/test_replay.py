@@ -22,6 +22,7 @@ from lora_registry.errors import (
     UnsupportedError,
 )
 from lora_registry.merge.checkpoint import merge_checkpoint
+from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.replay import replay
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ def test_a_replay_gives_the_same_bytes(
     options: dict[str, Any], tied: Adapter, tiny_dir: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Every option is in the receipt, so that output and receipt come out alike, with any number of workers."""
-    merge_checkpoint(tied, tiny_dir("llama-tied"), tmp_path / "first", workers=1, **options)
+    merge_checkpoint(tied, tiny_dir("llama-tied"), tmp_path / "first", MergeOptions(**options), workers=1)
     replay(tmp_path / "first" / "loreg-receipt.json", tied, tiny_dir("llama-tied"), tmp_path / "again", workers=3)
     assert content(tmp_path / "again") == content(tmp_path / "first")
 

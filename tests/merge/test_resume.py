@@ -20,6 +20,7 @@ from lora_registry.digest import Digest
 from lora_registry.errors import ConflictError, NotFoundError, UsageError
 from lora_registry.merge import engine, journal
 from lora_registry.merge.checkpoint import merge_checkpoint
+from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.staging import folder_for, staging
 from lora_registry.ops.arrays import from_array
 
@@ -162,7 +163,7 @@ def cut_short(adapter: Adapter, base: Path, out: Path, monkeypatch: pytest.Monke
         patched.setattr(journal, "SECONDS", 0.01)
         patched.setattr(shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
-            merge_checkpoint(adapter, base, out, workers=1, progress=stop, **options)  # type: ignore[arg-type]
+            merge_checkpoint(adapter, base, out, MergeOptions(**options), workers=1, progress=stop)  # type: ignore[arg-type]
     assert journaled(out) > 5
     assert not out.exists()
 
@@ -185,7 +186,7 @@ def test_only_what_is_not_on_the_disk_is_done_again(
             return result
 
         monkeypatch.setattr(engine.Output, "process", process)
-        merge_checkpoint(adapter, base, out, resume=True, hashed=hashed)
+        merge_checkpoint(adapter, base, out, MergeOptions(hashed=hashed), resume=True)
         monkeypatch.setattr(engine.Output, "process", run)
         assert computed.count(False) == known
         assert computed.count(True) > 0
@@ -202,7 +203,7 @@ def test_another_merge_is_not_resumed(base: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(ConflictError, match="cannot be resumed: adapter changed since"):
         merge_checkpoint(adapter_for(4, 2048, seed=1), base, out, resume=True)
     with pytest.raises(ConflictError, match="cannot be resumed: options changed since"):
-        merge_checkpoint(adapter, base, out, resume=True, dtype="BF16")
+        merge_checkpoint(adapter, base, out, MergeOptions(dtype="BF16"), resume=True)
     file, times = base / "model-1.safetensors", (base / "model-1.safetensors").stat()
     os.utime(file, (1, 1))
     with pytest.raises(ConflictError, match="cannot be resumed: base changed since"):

@@ -36,6 +36,7 @@ from lora_registry.adapter import Adapter
 from lora_registry.errors import ConflictError, InconclusiveError, UnsupportedError
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
+from lora_registry.merge.options import MergeOptions
 
 TARGETS = {
     "input": {"target_modules": ["embed_tokens", "q_proj"]},
@@ -73,7 +74,7 @@ def test_both_means_what_peft_merging_means(side: str, tiny_dir: Callable[[str],
     """tied="both" gives merge_and_unload()'s model, which differs from the unmerged one."""
     wrapped, adapter = peft_model(side, tmp_path / "peft")
     unmerged = logits(wrapped)
-    merge_checkpoint(adapter, tiny_dir("llama-tied"), tmp_path / "out", tied="both")
+    merge_checkpoint(adapter, tiny_dir("llama-tied"), tmp_path / "out", MergeOptions(tied="both"))
     loaded = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval())
     np.testing.assert_allclose(loaded, logits(merged_model(wrapped)), rtol=1e-4, atol=1e-4)
     assert not np.allclose(loaded, unmerged, rtol=1e-2, atol=1e-2)
@@ -83,7 +84,7 @@ def test_a_tie_can_be_an_error(tiny_dir: Callable[[str], Path], tmp_path: Path) 
     """tied="error" names both tensors and writes nothing."""
     _, adapter = peft_model("input", tmp_path / "peft")
     with pytest.raises(ConflictError, match=r"lm_head\.weight and model\.embed_tokens\.weight"):
-        merge_checkpoint(adapter, tiny_dir("llama-tied"), tmp_path / "out", tied="error")
+        merge_checkpoint(adapter, tiny_dir("llama-tied"), tmp_path / "out", MergeOptions(tied="error"))
     assert not (tmp_path / "out").exists()
 
 
@@ -183,7 +184,7 @@ def test_an_embedding_of_encoder_and_decoder_is_not_untied(module: str, tmp_path
     with pytest.raises(UnsupportedError, match=r"encoder, decoder and head use model\.shared\.weight.*tied: both"):
         merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", tied="both")
+    merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", MergeOptions(tied="both"))
     loaded = BartForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
     np.testing.assert_allclose(_answer(loaded), _answer(merged_model(wrapped)), rtol=1e-3, atol=1e-3)
 
@@ -207,7 +208,7 @@ def test_a_tie_that_is_not_known_is_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(InconclusiveError, match=r"word_embeddings\.weight.*tied: both"):
         merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", tied="both")
+    merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", MergeOptions(tied="both"))
     merged = merged_model(wrapped)
     again = DebertaV2ForMaskedLM.from_pretrained(tmp_path / "out").eval()
     np.testing.assert_allclose(logits(again), logits(merged), rtol=1e-5, atol=1e-5)

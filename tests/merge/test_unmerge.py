@@ -31,6 +31,7 @@ from lora_registry.errors import (
 )
 from lora_registry.format.canonical import encode
 from lora_registry.merge.checkpoint import merge_checkpoint
+from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.undo_block import difference, restored
 from lora_registry.merge.undo_header import MAGIC
 from lora_registry.merge.undo_patch import write_undo
@@ -74,7 +75,7 @@ def test_a_merge_is_undone_whatever_type_it_wrote(dtype: str | None, peft_merge,
     """Header, configuration and index come back too, and tensors that were converted with their last bit."""
     base = bfloat16(tiny_dir("llama-untied"), tmp_path / "base", max_shard_size="40KB")
     adapter, _ = peft_merge("llama-untied", LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]))
-    merge_checkpoint(adapter, base, tmp_path / "merged", dtype=dtype)
+    merge_checkpoint(adapter, base, tmp_path / "merged", MergeOptions(dtype=dtype))
     there_and_back(base, tmp_path / "merged", tmp_path)
 
 
@@ -84,7 +85,7 @@ def test_tied_and_untied_tensors_come_back(tied: Any, peft_merge, tiny_dir, tmp_
     base = bfloat16(tiny_dir("llama-tied"), tmp_path / "base")
     config = LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"])
     adapter, _ = peft_merge("llama-tied", config)
-    merge_checkpoint(adapter, base, tmp_path / "merged", tied=tied)
+    merge_checkpoint(adapter, base, tmp_path / "merged", MergeOptions(tied=tied))
     there_and_back(base, tmp_path / "merged", tmp_path)
 
 
@@ -118,7 +119,7 @@ def test_a_tensor_that_was_added_is_gone_again(tmp_path: Path) -> None:
     value = from_array(np.ones((2, 4), np.float32))
     target = Target(name="score", kind=Kind.FULL, layout=(), shape=(2, 4), tensors={"value": value})
     merged = tmp_path / "merged.safetensors"
-    merge_checkpoint(Adapter(targets=(target,)), tmp_path / "base.safetensors", merged, allow_new=True)
+    merge_checkpoint(Adapter(targets=(target,)), tmp_path / "base.safetensors", merged, MergeOptions(allow_new=True))
     there_and_back(tmp_path / "base.safetensors", merged, tmp_path)
 
 
