@@ -15,13 +15,26 @@ from lora_registry.cli._command import Command
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(main.commands)
+
+
+def leaves(group: click.Group) -> dict[str, Command]:
+    """The commands that do something, by what is typed after ``loreg``: ``merge``, ``onnx map``."""
+    found: dict[str, Command] = {}
+    for name, member in group.commands.items():
+        if isinstance(member, click.Group):
+            found.update({f"{name} {rest}": leaf for rest, leaf in leaves(member).items()})
+        else:
+            assert isinstance(member, Command)
+            found[name] = member
+    return found
+
+
+LEAVES = leaves(main)
+COMMANDS = sorted(LEAVES)
 
 
 def command(name: str) -> Command:
-    found = main.commands[name]
-    assert isinstance(found, Command)
-    return found
+    return LEAVES[name]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -49,22 +62,35 @@ def test_every_command_speaks_json(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_prints_and_its_examples_parse(name: str) -> None:
     """Every example in a help text is a command line that the program accepts."""
-    result = CliRunner().invoke(main, [name, "--help"])
+    words = name.split()
+    result = CliRunner().invoke(main, [*words, "--help"])
     assert result.exit_code == 0
     lines = (command(name).epilog or "").strip().splitlines()
     assert lines
     for line in lines:
         assert line in result.output
         typed = shlex.split(line.split(" | ")[0].split(" >")[0])
-        assert typed[:2] == ["loreg", name]
-        command(name).make_context(name, typed[2:])
+        assert typed[: len(words) + 1] == ["loreg", *words]
+        command(name).make_context(name, typed[len(words) + 1 :])
 
 
 def test_the_help_lists_every_command_once() -> None:
     """The sections of the root's help cover the commands."""
     output = CliRunner().invoke(main, ["--help"]).output
-    for name in COMMANDS:
+    for name in main.commands:
         assert len(re.findall(rf"^  {name} ", output, re.MULTILINE)) == 1
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name, member in main.commands.items() if isinstance(member, click.Group))
+)
+def test_every_group_has_help_and_lists_its_commands(name: str) -> None:
+    """A group says in a sentence what its commands are about, and lists them."""
+    assert (main.commands[name].help or "").endswith(".")
+    output = CliRunner().invoke(main, [name, "--help"]).output
+    for leaf in COMMANDS:
+        if leaf.startswith(f"{name} "):
+            assert re.search(rf"^  {leaf.split()[1]} ", output, re.MULTILINE)
 
 
 def test_the_readme_is_short_and_its_links_resolve() -> None:

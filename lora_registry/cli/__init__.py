@@ -20,6 +20,7 @@ from lora_registry.cli import (
     listing,
     maintain,
     merge,
+    onnx,
     probe,
     pull,
     push,
@@ -35,7 +36,7 @@ _SECTIONS = {
     "Registry": ("push", "pull", "list", "show", "tag", "log", "rm"),
     "Adapters": ("validate", "audit", "probe", "convert", "formats"),
     "Algebra": ("combine", "resize", "compare", "extract"),
-    "Models": ("merge", "verify", "unmerge", "export"),
+    "Models": ("merge", "verify", "unmerge", "export", "onnx"),
     "Upkeep": ("gc", "fsck", "reindex", "doctor", "conformance", "completion"),
 }
 
@@ -84,6 +85,7 @@ for _command in (
     export.export,
     verify.verify,
     unmerge.unmerge,
+    onnx.onnx,
     maintain.gc,
     maintain.fsck,
     maintain.reindex,

@@ -76,6 +76,29 @@ def resolve(
         InconclusiveError: names fit under several prefixes.
     """
     targets = tuple(targets)
+    resolutions, findings = attempt(model, targets, base=base, tied=tied)
+    summary = f"{model.path}: {len(findings)} of {len(targets)} targets not resolved"
+    if findings and all(finding.rule == TIED for finding in findings):
+        raise ConflictError(f"{summary}: {findings[0]}")
+    if findings:
+        refused = UnsupportedError if all(f.rule in UNSUPPORTED for f in findings) else InvalidInputError
+        raise refused.from_findings(summary, findings)
+    return resolutions
+
+
+def attempt(
+    model: OnnxModel,
+    targets: Iterable[Target],
+    *,
+    base: BaseModel | None = None,
+    tied: TiedPolicy = "untie",
+) -> tuple[tuple[Resolution, ...], tuple[Finding, ...]]:
+    """The same as :func:`resolve`, with what was not resolved as findings instead of an error.
+
+    Raises:
+        InconclusiveError: names fit under several prefixes.
+    """
+    targets = tuple(targets)
     resolver = _Resolver(model, targets, base, tied)
     resolutions: list[Resolution] = []
     findings: list[Finding] = []
@@ -85,13 +108,7 @@ def resolve(
         except RefusalError as refusal:
             findings.append(Finding(refusal.rule, target.name, str(refusal)))
     findings.extend(_claimed_twice(resolutions))
-    summary = f"{model.path}: {len(findings)} of {len(targets)} targets not resolved"
-    if findings and all(finding.rule == TIED for finding in findings):
-        raise ConflictError(f"{summary}: {findings[0]}")
-    if findings:
-        refused = UnsupportedError if all(f.rule in UNSUPPORTED for f in findings) else InvalidInputError
-        raise refused.from_findings(summary, findings)
-    return tuple(resolutions)
+    return tuple(resolutions), tuple(findings)
 
 
 def _claimed_twice(resolutions: Sequence[Resolution]) -> Iterator[Finding]:

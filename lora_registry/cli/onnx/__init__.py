@@ -1,0 +1,16 @@
+"""``loreg onnx``: what one does with a graph besides merging into it; one module a subcommand."""
+
+from __future__ import annotations
+
+import click
+
+from lora_registry.cli.onnx.map import map_
+
+
+@click.group("onnx")
+def onnx() -> None:
+    """See into ONNX models, and make them ready for adapters."""
+
+
+for _command in (map_,):
+    onnx.add_command(_command)
