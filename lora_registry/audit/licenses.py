@@ -1,63 +1,21 @@
-"""What looks like an SPDX license expression (SPDX specification 3.0, annex B).
-
-The grammar is checked and not the list of identifiers, which has hundreds of entries and grows: a
-misspelt identifier passes. Names that model hubs use and SPDX does not list are known, since they are what
-stands in most adapters that fail.
-"""
+"""SPDX license expressions (SPDX specification 3.0, annex B), by the list of identifiers that ``packaging`` keeps."""
 
 from __future__ import annotations
 
 import re
 
-_WORD = re.compile(r"\s*(\(|\)|(?:DocumentRef-[A-Za-z0-9.-]+:)?[A-Za-z0-9][A-Za-z0-9.-]*\+?)")
-_OPERATORS = frozenset({"AND", "OR", "and", "or"})
-_WITH = frozenset({"WITH", "with"})
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-_HUB_NAMES = frozenset(
-    {
-        *("other", "unknown", "none", "noassertion", "proprietary", "commercial", "custom", "open", "free"),
-        *("gpl", "lgpl", "agpl", "bsd", "cc", "gfdl", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3"),
-        *("llama4", "gemma", "openrail", "openrail++", "creativeml-openrail-m", "bigscience-openrail-m"),
-        *("bigscience-bloom-rail-1.0", "bigcode-openrail-m", "deepfloyd-if-license"),
-    }
-)
-"""License names of hubs that are no SPDX identifiers, or name a family and no license; lower case."""
+_OTHER_DOCUMENT = re.compile(r"DocumentRef-[A-Za-z0-9.-]+:(?=LicenseRef-)")  # SPDX has it, packaging does not
 
 
-def looks_like_spdx(text: str) -> bool:
-    """Whether ``text`` follows the grammar and names no license by a word that SPDX does not know."""
-    words = _words(text)
-    if not words:
-        return False
-    depth, operand = 0, True  # operand: an identifier or "(" comes next
-    after_with = False
-    for word in words:
-        if word == "(" and operand and not after_with:
-            depth += 1
-        elif word == ")" and not operand and depth:
-            depth -= 1
-        elif word in _OPERATORS and not operand:
-            operand = True
-        elif word in _WITH and not operand:
-            operand = after_with = True
-        elif operand and _is_name(word):
-            operand = after_with = False
-        else:
-            return False
-    return not operand and depth == 0
+def as_spdx(text: str) -> str | None:
+    """``text`` with its identifiers and operators as SPDX writes them; None where it is no SPDX expression.
 
-
-def _words(text: str) -> list[str]:
-    """The words and parentheses of ``text``; empty where something else stands between them."""
-    words, position, text = [], 0, text.rstrip()
-    while position < len(text):
-        match = _WORD.match(text, position)
-        if match is None:
-            return []
-        words.append(match[1])
-        position = match.end()
-    return words
-
-
-def _is_name(word: str) -> bool:
-    return word not in _OPERATORS | _WITH | {"(", ")"} and word.lower() not in _HUB_NAMES
+    SPDX compares them without regard to case, and model hubs write them in lower case.
+    """
+    try:
+        found = canonicalize_license_expression(_OTHER_DOCUMENT.sub("", text))
+    except InvalidLicenseExpression:
+        return None
+    return text.strip() if _OTHER_DOCUMENT.search(text) else str(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_registry.adapter import SCALED, Adapter, Json
-from lora_registry.audit.licenses import looks_like_spdx
+from lora_registry.audit.licenses import as_spdx
 from lora_registry.audit.rules import found
 from lora_registry.convert.report import Report
 from lora_registry.findings import Finding
@@ -44,7 +44,7 @@ def check_provenance(adapter: Adapter, report: Report | None) -> Iterator[Findin
 def _license(missing: str, place: str, text: Json) -> Iterator[Finding]:
     if not isinstance(text, str) or not text.strip():
         yield found(missing, place, "is not stated")
-    elif not looks_like_spdx(text):
+    elif as_spdx(text) is None:
         yield found("A-024", place, f"{printable(text, 80)!r} is no SPDX expression")
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import click
 
-from lora_registry.audit.licenses import looks_like_spdx
-
 
 class License(click.ParamType[str]):
     """An SPDX license expression (spec rule P-048)."""
@@ -16,12 +14,15 @@ class License(click.ParamType[str]):
     name = "spdx"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The expression, or a usage error that says how a license without identifier is written."""
-        if not looks_like_spdx(value):
+        """The expression as SPDX writes it, or a usage error that says how a license without identifier is written."""
+        from lora_registry.audit.licenses import as_spdx
+
+        found = as_spdx(value)
+        if found is None:
             self.fail(
                 f"{value!r} is no SPDX expression; write LicenseRef-<name> for what SPDX does not list", param, ctx
             )
-        return str(value)
+        return found
 
 
 class Word(click.ParamType[str]):

@@ -19,6 +19,7 @@ from lora_registry.text import plural, printable
 
 if TYPE_CHECKING:
     from lora_registry.adapter import Adapter, Json, Target
+    from lora_registry.segments import Segments
 
 
 @command(
@@ -102,7 +103,12 @@ def _view(adapter: Adapter) -> str | None:
     """The quantization that the adapter was trained on, with its parameters."""
     view = dict(adapter.base.view)
     scheme = view.pop("scheme", None)
-    return " ".join([str(scheme), *(f"{name}={value}" for name, value in view.items())]) if scheme else None
+    return f"{scheme} {_settings(view)}".rstrip() if scheme else None
+
+
+def _settings(record: Json) -> str:
+    """The members of an object in one line."""
+    return " ".join(f"{name}={value}" for name, value in record.items()) if isinstance(record, dict) else ""
 
 
 def _descriptions(adapter: Adapter) -> Iterable[tuple[str, str | None]]:
@@ -111,6 +117,8 @@ def _descriptions(adapter: Adapter) -> Iterable[tuple[str, str | None]]:
     parents, datasets = adapter.lineage.get("parents"), adapter.training.get("datasets")
     tool = " ".join(str(adapter.training[key]) for key in ("tool", "version") if adapter.training.get(key))
     yield "gate", f"on from the last tokens {tokens}; served unmerged" if tokens else None
+    yield "tokenizer", _texts(adapter.tokenizer.get("digest"))
+    yield "chat template", _texts(adapter.tokenizer.get("chat_template"))
     yield "added tokens", ", ".join(_members(added, "text"))
     if adapter.lineage:
         named = [
@@ -118,8 +126,10 @@ def _descriptions(adapter: Adapter) -> Iterable[tuple[str, str | None]]:
             for name, content in zip(_members(parents, "name"), _members(parents, "content"), strict=True)
         ]
         yield "made by", " of ".join(filter(None, (str(adapter.lineage["operation"]), ", ".join(named))))
+        yield "parameters", _settings(adapter.lineage.get("parameters"))
     yield "trained with", tool
-    yield "trained on", ", ".join(_members(datasets, "name"))
+    licensed = zip(_members(datasets, "name"), _members(datasets, "license"), strict=True)
+    yield "trained on", ", ".join(f"{name} ({license_})" if license_ else name for name, license_ in licensed)
 
 
 def _texts(items: Json) -> str:
@@ -141,12 +151,20 @@ def _columns(target: Target) -> tuple[str, str, str, str, str]:
     extras = sorted(set(target.tensors) - {"A", "B"})
     scale = f"{target.scale:g}" if target.kind in SCALED else "-"
     if target.segments is not None:
-        extras.append("segments " + " ".join(part.name for part in target.segments.parts))
+        extras.append(_fused(target.segments))
     if target.initial:
         extras.append(f"{target.initial} initial")
     if target.length is not None and target.shape is not None:
         extras.append(f"{target.length - target.shape[0]} more rows")
     return target.kind.value, shape + layout, "-" if rank is None else str(rank), scale, ", ".join(extras) or "-"
+
+
+def _fused(segments: Segments) -> str:
+    """The parts of a fused tensor, how they are interleaved, and which of them are rotated."""
+    names = " ".join(part.name for part in segments.parts)
+    interleaved = f" in {segments.interleave} blocks" if segments.interleave > 1 else ""
+    orders = sorted({part.rope.order for part in segments.parts if part.rope is not None})
+    return f"segments {names}{interleaved}" + (f", rope {' '.join(orders)}" if orders else "")
 
 
 def _norms(adapter: Adapter) -> dict[str, float]:

@@ -9,6 +9,7 @@
 :mod:`~.against`         the same question to a base of any form
 :mod:`~.pin`             an adapter that states which base it was made for
 :mod:`~.plan`            what will be written, tensor by tensor
+:mod:`~.options`         what shapes the output
 :mod:`~.dtype_rules`     in which element types
 :mod:`~.ranges`          of what bytes a file of it is made, and in which blocks
 :mod:`~.engine`          all files of weights, written by several workers

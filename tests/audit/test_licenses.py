@@ -1,10 +1,10 @@
-"""What looks like an SPDX license expression."""
+"""SPDX license expressions."""
 
 from __future__ import annotations
 
 import pytest
 
-from lora_registry.audit.licenses import looks_like_spdx
+from lora_registry.audit.licenses import as_spdx
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from lora_registry.audit.licenses import looks_like_spdx
 )
 def test_expression(text: str) -> None:
     """Identifiers, operators, exceptions, references and parentheses make an expression."""
-    assert looks_like_spdx(text)
+    assert as_spdx(text) is not None
 
 
 @pytest.mark.parametrize(
@@ -46,10 +46,24 @@ def test_expression(text: str) -> None:
         "https://example.org/license",
         "llama3.1",
         "MIT OR other",
+        "Apache-2.1",
         "CC BY 4.0",
         "©",
     ],
 )
 def test_no_expression(text: str) -> None:
     """Prose, URLs, broken grammar and names that only hubs use make none."""
-    assert not looks_like_spdx(text)
+    assert as_spdx(text) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("apache-2.0", "Apache-2.0"),
+        ("mit or (Gpl-3.0-only with Classpath-exception-2.0)", "MIT OR (GPL-3.0-only WITH Classpath-exception-2.0)"),
+        ("LicenseRef-My-own", "LicenseRef-My-own"),
+    ],
+)
+def test_case(written: str, canonical: str) -> None:
+    """Identifiers come out as SPDX writes them, names of licenses that it does not list as they are."""
+    assert as_spdx(written) == canonical
