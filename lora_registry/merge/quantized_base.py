@@ -17,7 +17,7 @@ from lora_registry.quantized.gguf_file import GgufFile, open_gguf
 from lora_registry.quantized.gguf_names import quantization
 from lora_registry.quantized.recognition import recognize, without_quantization
 from lora_registry.quantized.view import Dequantized
-from lora_registry.quantized.weight import Scheme, Tensors
+from lora_registry.quantized.weight import QuantizedWeight, Scheme, Tensors
 
 
 class QuantizedCheckpoint(Checkpoint):
@@ -59,6 +59,10 @@ class QuantizedCheckpoint(Checkpoint):
         """Whether ``name`` is a quantized weight."""
         return name in self._view.weights
 
+    def weight(self, name: str) -> QuantizedWeight:
+        """The quantized weight ``name``; KeyError where there is none."""
+        return self._view.weights[name]
+
     def names_in(self, file: str) -> list[str]:
         """Names of the tensors of one file; a weight where the first of its parts lies."""
         return sorted(
@@ -97,12 +101,13 @@ class QuantizedCheckpoint(Checkpoint):
         return self._view.array(name)
 
 
-def open_view(path: str | Path, adapter: Adapter) -> Checkpoint:
+def open_view(path: str | Path, adapter: Adapter | None) -> Checkpoint:
     """Open a base model; a quantized one, or a GGUF file, as the values that it stands for.
 
     Args:
         path: as for :func:`~lora_registry.merge.base.open_base`, or a ``.gguf`` file.
-        adapter: its names tell whether a GGUF file is asked for by its own names or by those of transformers.
+        adapter: its names tell whether a GGUF file is asked for by its own names or by those of transformers; without
+            one, it is by the latter where they are known.
 
     Raises:
         NotFoundError: there is nothing at ``path``.
@@ -123,9 +128,9 @@ def open_view(path: str | Path, adapter: Adapter) -> Checkpoint:
     return QuantizedCheckpoint(stored.path, stored.shards, stored.index, stored.config, view, stored.places)
 
 
-def _open_gguf(path: Path, adapter: Adapter) -> Checkpoint:
+def _open_gguf(path: Path, adapter: Adapter | None) -> Checkpoint:
     file = open_gguf(path)
-    found = quantization(file, frozenset(target.name for target in adapter))
+    found = quantization(file, frozenset(target.name for target in adapter or ()))
     with path.open("rb") as stream:
         data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     container = Container(path, b"", {}, {}, data)  # of safetensors' tensors, it has none
