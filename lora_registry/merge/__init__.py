@@ -14,6 +14,7 @@
 :mod:`~.ranges`          of what bytes a file of it is made, and in which blocks
 :mod:`~.engine`          all files of weights, written by several workers
 :mod:`~.output`          one of these files while it is written
+:mod:`~.processor`       what computes the blocks
 :mod:`~.kernel`          the arithmetic of a block
 :mod:`~.workers`         the threads
 :mod:`~.hashing`         digests of files whose blocks come in any order

@@ -29,13 +29,13 @@ from lora_registry.merge.engine import Written, write_weights
 from lora_registry.merge.fit import Fit, fit
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.plan import Plan, make_plan
+from lora_registry.merge.processor import processor_for
 from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.receipt import FOLDER_RECEIPT, FileRecord, Receipt, receipt_path
 from lora_registry.merge.retention import check_share, require_retention
 from lora_registry.merge.staging import Staging, staging
 from lora_registry.merge.ties import FLAG
 from lora_registry.merge.watch import Watch
-from lora_registry.merge.workers import default_workers
 from lora_registry.ops.mergeable import check_mergeable
 from lora_registry.progress import Progress
 
@@ -122,8 +122,6 @@ def prepare(
     check_mergeable(adapter)
     if options.requantize:
         raise UnsupportedError("weights are not quantized again yet; without --requantize they are written as BF16")
-    if options.device != "cpu":
-        raise UnsupportedError(f"the sums are not computed on {options.device} yet")
     base, out = open_view(base_path, adapter), Path(out)
     watch = Watch([container.path for container in base.shards.values()])
     dtypes = DtypeRules.parse(options.dtype)
@@ -171,7 +169,8 @@ def merge_checkpoint(
         out: the new folder, or the new ``.safetensors`` file with ``<out>.receipt.json`` beside it.
         options: what shapes the output.
         min_retention: from 0 to 1; refuse if less than this share of any tensor's change survives the rounding.
-        workers: threads; None takes one for each processor, four at most. They do not shape the output.
+        workers: threads; None takes one for each core, four at most, or eight where a GPU computes. They do not shape
+            the output.
         durable: wait until the output is on the disk before it takes its name; without, a power cut may leave a
             broken one, and a merge that is killed cannot be resumed.
         resume: go on with a merge of the same adapter, base and options into ``out`` that was killed.
@@ -192,22 +191,23 @@ def merge_checkpoint(
         InconclusiveError: nobody knows whether a changed embedding is the head as well.
         UnsupportedError: the base cannot be read, the adapter has a gate, or a change cannot be merged.
         UsageError: an option is none, or a rule of ``dtype`` is for no tensor.
-        MachineError: there is no room on the disk.
+        MachineError: there is no room on the disk; or ``device`` is not there, is too small, or failed.
     """
     check_share(min_retention)
-    workers = default_workers() if workers is None else workers
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers cannot merge anything")
     if resume and not durable:
         raise UsageError("a merge that does not wait for the disk has no journal, and cannot be resumed")
     merge = prepare(adapter, base_path, out, options, overwrite=overwrite)
+    processor = processor_for(options.device)
     with storage_errors(merge.out), staging(merge.out, resume=resume) as place:
         written = write_weights(
             merge.plan,
             merge.base,
             place,
             _identity(merge),
-            workers=workers,
+            processor=processor,
+            workers=processor.workers if workers is None else workers,
             hashed=options.hashed,
             durable=durable,
             resume=resume,

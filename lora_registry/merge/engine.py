@@ -5,7 +5,7 @@ what                   where
 ====================== ======================================================
 what comes from where  :mod:`~lora_registry.merge.ranges`
 one file               :mod:`~lora_registry.merge.output`
-one block              :mod:`~lora_registry.merge.kernel`
+one block              :mod:`~lora_registry.merge.kernel`, by a :mod:`~lora_registry.merge.processor`
 who does it            :mod:`~lora_registry.merge.workers`
 the digests            :mod:`~lora_registry.merge.hashing`
 what is on the disk    :mod:`~lora_registry.merge.journal`
@@ -28,6 +28,7 @@ from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.journal import Finished, Journal
 from lora_registry.merge.output import CLONED, Output
 from lora_registry.merge.plan import Plan
+from lora_registry.merge.processor import Processor
 from lora_registry.merge.ranges import Block, Largest
 from lora_registry.merge.receipt import FileRecord, TensorRecord
 from lora_registry.merge.staging import Staging
@@ -51,6 +52,7 @@ def write_weights(
     staging: Staging,
     identity: Mapping[str, Json],
     *,
+    processor: Processor,
     workers: int,
     hashed: bool,
     durable: bool,
@@ -64,6 +66,7 @@ def write_weights(
         base: what it is made from.
         staging: where.
         identity: what a resumed merge must have in common with the one that was killed.
+        processor: what computes the blocks.
         workers: threads.
         hashed: whether the files get digests.
         durable: whether all of it is on the disk when this returns, and in the journal as soon as it is; without,
@@ -75,6 +78,7 @@ def write_weights(
         ConflictError: the merge in ``staging`` is another one; or a file of the base became shorter.
         InvalidInputError: a result is not finite, or does not fit into the output's dtype.
         NotFoundError: there is nothing to resume.
+        MachineError: the device has not enough memory, or failed.
         OSError: reading or writing failed.
     """
     finished: Finished = {}
@@ -85,11 +89,12 @@ def write_weights(
     elif durable:
         valid = journals.begin(staging.journal, identity)
     outputs = [
-        Output(file, base, staging.files / file.name, finished.get(file.name, {}), hashed=hashed) for file in plan.files
+        Output(file, base, staging.files / file.name, finished.get(file.name, {}), hashed=hashed, processor=processor)
+        for file in plan.files
     ]
     largest = Largest()
     for output in outputs:
-        largest = largest.including(output.ranges)
+        largest = largest.including(output.ranges, processor.elements)
     counted = Counted(progress, sum(file.size for file in plan.files))
 
     def sync() -> None:
@@ -105,8 +110,8 @@ def write_weights(
 
     try:
         # The workers share the cores; BLAS with threads of its own would only be in their way.
-        with threadpool_limits(1, "blas"), journal or nullcontext():
-            Workers(workers, largest, report).run(_in_turn(outputs, workers, journal))
+        with threadpool_limits(1, "blas"), processor.ready(largest), journal or nullcontext():
+            Workers(workers, largest, processor, report).run(_in_turn(outputs, workers, journal))
         if durable:
             sync()
         records = [output.records() for output in outputs]

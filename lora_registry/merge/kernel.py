@@ -12,7 +12,7 @@ are those of ml_dtypes, which let go of the interpreter lock and beat the same b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -47,8 +47,15 @@ class Room:
         return self._buffers[dtype]
 
 
+class BlockKernel(Protocol):
+    """What makes the blocks of one tensor; several threads at a time may ask for some."""
+
+    def run(self, start: int, stop: int, read: Array, out: Array, room: Room) -> Sums | None:
+        """Make the elements ``start`` to ``stop``; see :meth:`Kernel.run`."""
+
+
 class Kernel:
-    """What is done with every block of one tensor that is not simply copied.
+    """What is done with every block of one tensor that is not simply copied, on the CPU.
 
     Args:
         part: the tensor, as the plan has it.

@@ -18,8 +18,9 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import ConflictError
 from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.hashing import Bytes, FilePair, OrderedHash
-from lora_registry.merge.kernel import Kernel, Room
+from lora_registry.merge.kernel import BlockKernel, Room
 from lora_registry.merge.plan import FilePlan, Part
+from lora_registry.merge.processor import Processor
 from lora_registry.merge.ranges import Block, Treatment, blocks_of, ranges_of
 from lora_registry.merge.receipt import FileRecord, TensorRecord
 from lora_registry.ops.arrays import Array, as_bytes, numpy_dtype
@@ -38,9 +39,9 @@ _NO_COPY_IN_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.E
 class Slot:
     """The bytes of one block: as they are read, and as they are written."""
 
-    def __init__(self, read: int, written: int) -> None:
-        self.read: Array = np.empty(read, np.uint8)
-        self.written: Array = np.empty(written, np.uint8)
+    def __init__(self, read: Array, written: Array) -> None:
+        self.read = read
+        self.written = written
 
 
 class Output:
@@ -52,10 +53,18 @@ class Output:
         path: where; the file is there only if a merge that was killed began it.
         finished: its blocks that are on the disk already.
         hashed: whether the base's file and this one get a digest.
+        processor: what computes the blocks.
     """
 
     def __init__(
-        self, plan: FilePlan, base: Checkpoint, path: Path, finished: dict[int, Sums | None], *, hashed: bool
+        self,
+        plan: FilePlan,
+        base: Checkpoint,
+        path: Path,
+        finished: dict[int, Sums | None],
+        *,
+        hashed: bool,
+        processor: Processor,
     ) -> None:
         self.plan = plan
         self.ranges = ranges_of(plan, base)
@@ -63,11 +72,12 @@ class Output:
         self._base = base
         self._finished = finished
         self._hashed = hashed
+        self._processor = processor
         self._source = base.shards[plan.origin].path
         self._read_from = self._write_to = -1
         self._cloned = False
         self._lock = Lock()
-        self._kernels: dict[str, Kernel] = {}
+        self._kernels: dict[str, BlockKernel] = {}
         self._left: dict[str, int] = defaultdict(int)
         self._sums: dict[str, list[Sums]] = defaultdict(list)
         self._fidelity: dict[str, Fidelity] = {}
@@ -82,7 +92,7 @@ class Output:
 
     def blocks(self) -> Iterator[Block]:
         """Every block, in the order of the bytes."""
-        return blocks_of(self.ranges)
+        return blocks_of(self.ranges, self._processor.elements)
 
     @property
     def touched(self) -> int:
@@ -194,12 +204,14 @@ class Output:
             _read_exactly(self._read_from, rest, block.origin + done, self._source)
             _write_all(self._write_to, rest, block.begin + done)
 
-    def _kernel(self, part: Part) -> Kernel:
+    def _kernel(self, part: Part) -> BlockKernel:
         """The kernel of a tensor, made by the first thread that needs it and kept until the tensor is complete."""
         with self._lock:
             if part.name not in self._kernels:
                 dtype = self._base.dtype(part.source) if part.source is not None else part.entry.dtype
-                self._kernels[part.name] = Kernel(part, dtype, lambda start, stop: self._elements(part, start, stop))
+                self._kernels[part.name] = self._processor.kernel(
+                    part, dtype, lambda start, stop: self._elements(part, start, stop)
+                )
             return self._kernels[part.name]
 
     def _elements(self, part: Part, start: int, stop: int) -> Array:

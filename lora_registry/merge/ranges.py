@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
@@ -17,6 +17,15 @@ COPIED = 1 << 20
 
 ELEMENTS = 1 << 18
 """Elements of a block that is computed, more or less: whole rows, and at least one. 1 MB of float32."""
+
+Cut = Callable[[Part], int]
+"""How many elements a block of a tensor has, more or less: what computes it knows."""
+
+
+def for_caches(part: Part) -> int:
+    """As many as a core's cache takes, whatever the tensor."""
+    del part
+    return ELEMENTS
 
 
 class Treatment(StrEnum):
@@ -116,16 +125,16 @@ def _range(part: Part, base: Checkpoint, data_start: int) -> Range:
     return Range(Treatment.COPY, begin, end, origin, origin_end, None, again)
 
 
-def blocks_of(ranges: tuple[Range, ...]) -> Iterator[Block]:
-    """The blocks of a file, in the order of its bytes. Where they begin follows from the plan alone."""
+def blocks_of(ranges: tuple[Range, ...], cut: Cut = for_caches) -> Iterator[Block]:
+    """The blocks of a file, in the order of its bytes. Where they begin follows from the plan and ``cut`` alone."""
     number = 0
     for range_ in ranges:
-        for block in _cut(range_, number):
+        for block in _cut(range_, number, cut):
             yield block
             number = block.number + 1
 
 
-def _cut(range_: Range, number: int) -> Iterator[Block]:
+def _cut(range_: Range, number: int, cut: Cut) -> Iterator[Block]:
     part = range_.part
     if part is None:  # bytes, whatever they are
         step = COPIED if range_.treatment is Treatment.COPY else max(1, range_.size)
@@ -138,8 +147,8 @@ def _cut(range_: Range, number: int) -> Iterator[Block]:
     elements = prod(part.entry.shape)
     written = DTYPES[part.entry.dtype].size
     read = (range_.origin_end - range_.origin) // elements
-    row = _row(part)
-    step = max(1, ELEMENTS // row) * row
+    row = row_of(part)
+    step = max(1, cut(part) // row) * row
     for start in range(0, elements, step):
         stop = min(start + step, elements)
         yield Block(
@@ -155,7 +164,7 @@ def _cut(range_: Range, number: int) -> Iterator[Block]:
         number += 1
 
 
-def _row(part: Part) -> int:
+def row_of(part: Part) -> int:
     """Elements that must stay together: a row of the matrix, or matrices, that the tensor is stored as."""
     shape = part.entry.shape
     if any(target.kind is Kind.EXPERTS for target in part.changes):
@@ -171,11 +180,11 @@ class Largest:
     written: int = 0
     elements: int = 0
 
-    def including(self, ranges: tuple[Range, ...]) -> Largest:
+    def including(self, ranges: tuple[Range, ...], cut: Cut = for_caches) -> Largest:
         """The same with those of ``ranges``. A header needs no room: it is in memory as it is."""
         read, written, elements = self.read, self.written, self.elements
         for range_ in ranges:
-            first = next(_cut(range_, 0))
+            first = next(_cut(range_, 0, cut))
             if range_.treatment is Treatment.HEADER:
                 continue
             read = max(read, first.origin_end - first.origin)

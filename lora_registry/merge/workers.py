@@ -6,7 +6,6 @@ under way at a time is bounded by the slots, whatever the size of the model.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from threading import Condition, Thread
@@ -15,19 +14,12 @@ import numpy as np
 
 from lora_registry.merge.kernel import Room
 from lora_registry.merge.output import Output, Slot
+from lora_registry.merge.processor import Processor
 from lora_registry.merge.ranges import Block, Largest
 from lora_registry.ops.fidelity import Sums
 
-MOST = 4
-"""Workers where nobody says how many: more hardly help, as the disk and the digests set the pace."""
-
 Report = Callable[[Output, Block, Sums | None, bool], None]
 """Told of every block that is done: its file, its figures, and whether it was written now."""
-
-
-def default_workers() -> int:
-    """As many as there are processors for this process, at most :data:`MOST`."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST)
 
 
 class Workers:
@@ -36,14 +28,17 @@ class Workers:
     Args:
         count: how many, at least 1.
         largest: the largest block there will be.
+        processor: what computes the blocks, for which it has the memory that their bytes go through.
         report: called for every block, by one thread at a time.
     """
 
-    def __init__(self, count: int, largest: Largest, report: Report) -> None:
+    def __init__(self, count: int, largest: Largest, processor: Processor, report: Report) -> None:
         self._count = count
         self._largest = largest
+        self._processor = processor
         self._report = report
-        self._slots = [Slot(largest.read, largest.written) for _ in range(2 * count + 2)]
+        self._slots: list[Slot] = []
+        self._slots_left = 2 * count + 2  # those yet to be made; without digests, no more than the workers hold are
         self._changed = Condition()
         self._work: Iterator[tuple[Output, Block]] = iter(())
         self._stopped = False
@@ -93,11 +88,15 @@ class Workers:
     def _take(self) -> tuple[Output, Block, Slot] | None:
         """A block and a slot for it; None where there is nothing left to do."""
         with self._changed:
-            self._changed.wait_for(lambda: self._slots or self._stopped)
+            self._changed.wait_for(lambda: self._slots or self._slots_left or self._stopped)
             if self._stopped:
                 return None
             following = next(self._work, None)
-            return None if following is None else (*following, self._slots.pop())
+            return None if following is None else (*following, self._slots.pop() if self._slots else self._new_slot())
+
+    def _new_slot(self) -> Slot:
+        self._slots_left -= 1
+        return Slot(self._processor.buffer(self._largest.read), self._processor.buffer(self._largest.written))
 
     def _release(self, slot: Slot) -> None:
         with self._changed:
