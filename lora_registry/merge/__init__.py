@@ -37,6 +37,7 @@
 :mod:`~.unmerge`         the base back, byte by byte
 :mod:`~.recompute`       is a checkpoint base + adapter? asked of any program's output
 :mod:`~.expectation`     which tensors it has to hold
+:mod:`~.matrix`          its tensors as matrices, of which rows are read or computed
 :mod:`~.judge`           whether a tensor holds what it has to
 :mod:`~.untouched`       tensors that are to be the base's
 :mod:`~.formula`         the changes of the format, in float64

@@ -16,6 +16,7 @@ import numpy as np
 from lora_registry.adapter import Json, Target
 from lora_registry.dtypes import DTYPES
 from lora_registry.merge.formula import replaced, replaces
+from lora_registry.merge.matrix import Matrix
 from lora_registry.merge.misreadings import misreadings
 from lora_registry.merge.nearest import nearest, unit
 from lora_registry.merge.outcome import Outcome
@@ -26,6 +27,8 @@ BLOCK = 1 << 14
 """Elements that are judged at a time: arrays of 128 KB, for which the C library does not fetch new pages each time."""
 _TRIED = 1 << 18  # elements that every explanation is tried on
 _FEWEST, _CLOSE = 4, 2
+_ALIKE = 0.98  # the cosine from which on a change is said to be larger or smaller than another
+_SURE = 1 / 16  # of a change, what may be a matter of chance
 
 
 class Answer(StrEnum):
@@ -89,8 +92,36 @@ class _Counts:
     changes: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to make the elements: what is added to, and what is rounded.
+
+    Attributes:
+        base: W as a matrix.
+        steps: what is rounded on the way.
+        earlier: the element type that W was not rounded to, although the view of the base is.
+    """
+
+    base: Matrix
+    steps: Roundings
+    earlier: str | None = None
+
+    def __str__(self) -> str:
+        if self.earlier is None:
+            return str(self.steps)
+        return f"{self.steps}; added to the values of the base before these were rounded to {self.earlier}"
+
+
 def judge(
-    name: str, targets: Sequence[Target], base: Array, merged: Array, rows: Array, *, once_only: bool = False
+    name: str,
+    targets: Sequence[Target],
+    base: Matrix,
+    merged: Matrix,
+    rows: Array,
+    *,
+    unrounded: Matrix | None = None,
+    quantized: bool = False,
+    once_only: bool = False,
 ) -> Judgement:
     """Hold a tensor of a merged checkpoint against base and targets.
 
@@ -100,21 +131,24 @@ def judge(
         base: W, a matrix of rows and columns, of any type; for a tensor that the base does not have, zeros.
         merged: what should be W', of the same shape.
         rows: which rows to look at, ascending.
+        unrounded: of a quantized weight, W before it is rounded to the type of its view.
+        quantized: W is what a quantized weight stands for.
         once_only: an order with more than one rounding does not hold (P-015).
     """
     dtype = dtype_name(merged.dtype)
     if not DTYPES[dtype].floating or not DTYPES[dtype_name(base.dtype)].floating:
         return _judge_bits(name, targets, base, merged, rows)
-    case = _Case(name, tuple(targets), base, merged, rows, dtype)
-    counts, failing = case.hold(ONCE)
+    case = _Case(name, tuple(targets), base, merged, rows, dtype, unrounded, quantized=quantized)
+    once = _Way(base, ONCE)
+    counts, failing = case.hold(once)
     if failing is None:
-        return _sound(case, counts, ONCE)
+        return _sound(case, counts, once)
     found = case.explain(failing)
-    if isinstance(found, Roundings):
+    if isinstance(found, _Way):
         again, failing_too = case.hold(found)
         if failing_too is None:
             judged = _sound(case, again, found)
-            if once_only and judged.answer is Answer.HOLDS:
+            if once_only and judged.answer is Answer.HOLDS and found.steps != ONCE:
                 return case.judgement(Answer.DOES_NOT, judged.says, again)
             return judged
         found = case.explain(failing_too, ordered=False)
@@ -123,7 +157,7 @@ def judge(
     return _unexplained(case, failing)
 
 
-def _sound(case: _Case, counts: _Counts, steps: Roundings) -> Judgement:
+def _sound(case: _Case, counts: _Counts, way: _Way) -> Judgement:
     """Judge a tensor of which every element holds: was there anything to see."""
     if counts.like_base and counts.changes:
         if len(case.rows) == len(case.base) and counts.off == 0:
@@ -131,7 +165,7 @@ def _sound(case: _Case, counts: _Counts, steps: Roundings) -> Judgement:
             return case.judgement(Answer.HOLDS, says, counts)
         says = "the rows that were looked at are the same with and without the adapter"
         return case.judgement(Answer.UNDECIDED, says, counts)
-    return case.judgement(Answer.HOLDS, str(steps), counts)
+    return case.judgement(Answer.HOLDS, str(way), counts)
 
 
 def _unexplained(case: _Case, failing: Array) -> Judgement:
@@ -146,7 +180,16 @@ class _Case:
     """One tensor, with what it takes to judge it."""
 
     def __init__(
-        self, name: str, targets: tuple[Target, ...], base: Array, merged: Array, rows: Array, dtype: str
+        self,
+        name: str,
+        targets: tuple[Target, ...],
+        base: Matrix,
+        merged: Matrix,
+        rows: Array,
+        dtype: str,
+        unrounded: Matrix | None = None,
+        *,
+        quantized: bool = False,
     ) -> None:
         self.name = name
         self.targets = targets
@@ -154,6 +197,8 @@ class _Case:
         self.merged = merged
         self.rows = rows
         self.dtype = dtype
+        self.unrounded = unrounded
+        self.quantized = quantized
 
     def judgement(self, answer: Answer, says: str, counts: _Counts) -> Judgement:
         """The findings about this tensor, put together."""
@@ -169,14 +214,15 @@ class _Case:
             off=counts.off / counts.elements if counts.elements else 0.0,
         )
 
-    def hold(self, steps: Roundings) -> tuple[_Counts, Array | None]:
+    def hold(self, way: _Way) -> tuple[_Counts, Array | None]:
         """Count over all rows; the rows of the first block in which an element does not hold, None where all do."""
         right = Outcome(self.targets, self.base, self.dtype)
-        outcome = right if steps == ONCE else Outcome(self.targets, self.base, self.dtype, steps)
+        right_way = way.base is self.base and way.steps == ONCE
+        outcome = right if right_way else Outcome(self.targets, way.base, self.dtype, way.steps)
         counts = _Counts()
         for rows in self._blocks():
             off = self._add(counts, right, rows)
-            asked = off if steps == ONCE else rows  # what is rounded once, and rightly, holds
+            asked = off if right_way else rows  # what is rounded once, and rightly, holds
             if len(asked) and not _holds(outcome, asked, self._values(asked)):
                 return counts, self._sample(rows, off)
         return counts, None
@@ -188,35 +234,58 @@ class _Case:
             self._add(counts, outcome, rows)
         return counts
 
-    def explain(self, rows: Array, *, ordered: bool = True) -> Roundings | str | None:
-        """The order of roundings, or the misreading, that gives what stands in these rows."""
+    def explain(self, rows: Array, *, ordered: bool = True) -> _Way | str | None:
+        """The way, or the misreading, that gives what stands in these rows."""
         values = self._values(rows)
         if not np.isfinite(values).all() and np.isfinite(self.base[rows].astype(np.float64)).all():
             return "elements are not finite although those of the base are"
-        base = dtype_name(self.base.dtype)
-        orders = list(roundings(self.targets, base, self.dtype))
-        for steps in orders[1:] if ordered else ():
-            if _holds(Outcome(self.targets, self.base, self.dtype, steps), rows, values):
-                return steps
-        few = [ONCE, *(steps for steps in orders[1:] if steps.product is None)]
+        for way in self._ways() if ordered else ():
+            if _holds(Outcome(self.targets, way.base, self.dtype, way.steps), rows, values):
+                return way
+        few = [way for way in self._ways(first=True) if way.steps.product is None]
         for reading in misreadings(self.targets, self.base, values, rows):
-            for steps in few:
-                outcome = Outcome(reading.targets, self.base, self.dtype, steps, times=reading.times)
+            for way in few:
+                outcome = Outcome(reading.targets, way.base, self.dtype, way.steps, times=reading.times)
                 if _holds(outcome, rows, values):
                     return reading.says
         return None
+
+    def _ways(self, *, first: bool = False) -> Iterator[_Way]:
+        """Every way that is known, the likely ones first; ``first`` one is to round once, as is right."""
+        own = dtype_name(self.base.dtype)
+        for steps in roundings(self.targets, own, self.dtype):
+            if first or steps != ONCE:
+                yield _Way(self.base, steps)
+        if self.unrounded is not None:
+            for steps in roundings(self.targets, dtype_name(self.unrounded.dtype), self.dtype):
+                if steps.base != own:  # which is the view
+                    yield _Way(self.unrounded, steps, own)
 
     def resemblance(self, rows: Array) -> str:
         """How what was changed is like what was wanted."""
         base = self.base[rows].astype(np.float64)
         wanted = Outcome(self.targets, self.base, self.dtype).exact(rows) - base
         found = self._values(rows) - base
-        sizes = float(np.linalg.norm(wanted) * np.linalg.norm(found))
-        cosine = float(np.vdot(wanted, found)) / sizes if sizes > 0 else 0.0
+        size, length = float(np.linalg.norm(wanted)), float(np.linalg.norm(found))
+        share = float(np.vdot(wanted, found)) / size**2 if size > 0 else 0.0
+        cosine = share * size / length if length > 0 else 0.0
+        if cosine < _ALIKE and self._has_all(rows, wanted, found, share):
+            apart = float(np.linalg.norm(found - wanted) / np.linalg.norm(base))
+            whose = "those that the base stands for: the unquantized ones?" if self.quantized else "the base's"
+            return f"the adapter's change is in it, added to weights that are {apart:.2%} off {whose}"
         if not np.isfinite(cosine) or abs(cosine) < 0.5:
             return f"something else was changed: the cosine with the adapter's change is {cosine:.3f}"
-        ratio = float(np.linalg.norm(found) / np.linalg.norm(wanted))
-        return f"the change is {ratio:.4g} times as large as the adapter's, at a cosine of {cosine:.6f}"
+        return f"the change is {length / size:.4g} times as large as the adapter's, at a cosine of {cosine:.6f}"
+
+    def _has_all(self, rows: Array, wanted: Array, found: Array, share: float) -> bool:
+        """Whether the wanted change is in what was ``found``, beside something else that has nothing to do with it."""
+        rest = found - share * wanted
+        # A rest that is independent of the change moves the share by about this much.
+        by_chance = float(np.linalg.norm(rest) / (np.linalg.norm(wanted) * np.sqrt(found.size)))
+        base = self.base[rows].astype(np.float64)
+        everywhere = np.count_nonzero(self._values(rows) != nearest(base + wanted, self.dtype)) >= found.size / 2
+        small = np.linalg.norm(rest) <= np.linalg.norm(base) / 2
+        return bool(everywhere and small and by_chance < _SURE and abs(share - 1) <= 4 * by_chance)
 
     def _add(self, counts: _Counts, outcome: Outcome, rows: Array) -> Array:
         """Count a block; the rows of it that have an element other than the correctly rounded one."""
@@ -263,7 +332,7 @@ def _units_off(values: Array, right: Array, before: Array, dtype: str) -> float:
     return float((np.abs(values - right) / unit(larger, dtype)).max())
 
 
-def _judge_bits(name: str, targets: Sequence[Target], base: Array, merged: Array, rows: Array) -> Judgement:
+def _judge_bits(name: str, targets: Sequence[Target], base: Matrix, merged: Matrix, rows: Array) -> Judgement:
     """Integers and booleans are not rounded: they are replaced, bit by bit, or wrong."""
     dtype = dtype_name(merged.dtype)
     case = _Case(name, tuple(targets), base, merged, rows, dtype)

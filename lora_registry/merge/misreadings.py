@@ -11,6 +11,7 @@ import numpy as np
 
 from lora_registry.adapter import SCALED, Kind, Target
 from lora_registry.merge.formula import change, factors_of, replaces
+from lora_registry.merge.matrix import Matrix
 from lora_registry.ops.arrays import Array
 from lora_registry.ops.rows import reordered
 from lora_registry.segments import Rope, Segment, Segments
@@ -35,7 +36,7 @@ class Misreading:
     times: int = 1
 
 
-def misreadings(targets: Sequence[Target], base: Array, merged: Array, rows: Array) -> Iterator[Misreading]:
+def misreadings(targets: Sequence[Target], base: Matrix, merged: Array, rows: Array) -> Iterator[Misreading]:
     """What may have been done instead, the likely first.
 
     Args:
@@ -53,7 +54,7 @@ def misreadings(targets: Sequence[Target], base: Array, merged: Array, rows: Arr
             yield Misreading(says, tuple(other if each is target else each for each in own))
 
 
-def _one(target: Target, base: Array, merged: Array, rows: Array, *, alone: bool) -> Iterator[tuple[str, Target]]:
+def _one(target: Target, base: Matrix, merged: Array, rows: Array, *, alone: bool) -> Iterator[tuple[str, Target]]:
     if "magnitude" in target.tensors:
         tensors = {role: tensor for role, tensor in target.tensors.items() if role != "magnitude"}
         yield (
@@ -73,7 +74,7 @@ def _one(target: Target, base: Array, merged: Array, rows: Array, *, alone: bool
         yield from _orders(target)
 
 
-def _scales(target: Target, base: Array, merged: Array, rows: Array, *, alone: bool) -> Iterator[tuple[str, float]]:
+def _scales(target: Target, base: Matrix, merged: Array, rows: Array, *, alone: bool) -> Iterator[tuple[str, float]]:
     """Scales that a rule about α and the rank gives instead, then the one that fits the tensor best."""
     s = target.scale
     known = [(-s, "; it was subtracted"), (1.0, "; unscaled")]

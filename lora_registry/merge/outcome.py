@@ -9,6 +9,7 @@ import numpy as np
 from lora_registry.adapter import Target
 from lora_registry.merge.formula import change, factors_of, matrix_shape, outputs_are_rows, replaced, replaces, terms
 from lora_registry.merge.interval import Interval
+from lora_registry.merge.matrix import Matrix
 from lora_registry.merge.nearest import nearest
 from lora_registry.merge.roundings import ONCE, Roundings
 from lora_registry.ops.arrays import Array, to_array
@@ -32,7 +33,7 @@ class Outcome:
     """
 
     def __init__(
-        self, targets: Sequence[Target], base: Array, dtype: str, steps: Roundings = ONCE, *, times: int = 1
+        self, targets: Sequence[Target], base: Matrix, dtype: str, steps: Roundings = ONCE, *, times: int = 1
     ) -> None:
         self._targets = targets
         self._base = base
@@ -73,7 +74,7 @@ class Outcome:
 
     def _stored(self, rows: Array) -> Array:
         """W of these rows, or the value that stands in for it, in float64."""
-        source = self._base
+        source: Matrix = self._base
         for target in self._targets:
             if "value" in target.tensors and not replaces(target):
                 value = to_array(target.tensors["value"])

@@ -16,6 +16,7 @@ from lora_registry.merge.expectation import Expected, expect
 from lora_registry.merge.fit import fit
 from lora_registry.merge.formula import matrix_shape
 from lora_registry.merge.judge import Answer, Judgement, judge
+from lora_registry.merge.matrix import matrix, unrounded_matrix
 from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.untouched import judge_untouched
 from lora_registry.ops.arrays import Array, to_array
@@ -137,16 +138,16 @@ def recompute(
     """
     if rows < 1:
         raise UsageError("verify needs at least one row")
-    base = open_base(base_path) if adapter is None else open_view(base_path, adapter)
-    merged = open_base(merged_path)
+    base, merged = open_view(base_path, adapter), open_base(merged_path)
     matches: dict[str, str] = {}
     notes = [] if base.scheme is None else [f"the base is quantized ({base.scheme}); its dequantized values count"]
     if adapter is not None:
         check_mergeable(adapter)
-        fitted = fit(adapter, base, allow_new=True)
+        fitted = fit(adapter, base, allow_new=True, scheme=base.scheme, computed=base.is_computed)
         fitted.require(f"the adapter and {base.path}")
         matches = dict(fitted.matches)
-        notes += [str(finding.message) for finding in fitted.findings if finding.rule == "M-004"][:1]
+        for rule in ("M-004", *(("M-009", "M-010") if base.scheme is not None else ())):
+            notes += [finding.message for finding in fitted.findings if finding.rule == rule][:1]
     expected = expect(adapter, matches, base, merged, tied)
     changed, untouched = [], []
     random = np.random.default_rng(seed)
@@ -159,8 +160,7 @@ def recompute(
                 changed.append(_judge(name, each, base, merged, random, rows=count, once_only=once_only))
             else:
                 assert each.source is not None  # a tensor that the base lacks is brought by a target
-                arrays = base.array(each.source), merged.array(name)
-                untouched.append(judge_untouched(name, *arrays, random, every=every))
+                untouched.append(judge_untouched(name, each.source, base, merged, random, every=every))
             done.advance(1)
     return Recomputation(
         changed=tuple(changed),
@@ -182,22 +182,32 @@ def _judge(
     rows: int | None,
     once_only: bool,
 ) -> Judgement:
-    after = merged.array(name)
-    before = np.zeros(after.shape, after.dtype) if expected.source is None else base.array(expected.source)
-    if before.shape != after.shape:
+    shape = merged.shape(name)
+    if expected.source is not None and base.shape(expected.source) != shape:
         return Judgement(
             name=name,
             targets=tuple(target.name for target in expected.targets),
             answer=Answer.DOES_NOT,
-            says=f"its shape is {list(after.shape)}, the base's {list(before.shape)}",
+            says=f"its shape is {list(shape)}, the base's {list(base.shape(expected.source))}",
             dtype=merged.dtype(name),
             rows=0,
             of=0,
         )
-    shape = matrix_shape(expected.targets[0].kind, after.shape)
-    picked = _rows(shape, expected, random, rows)
-    before, after = before.reshape(shape), after.reshape(shape)
-    return judge(name, expected.targets, before, after, picked, once_only=once_only)
+    flat = matrix_shape(expected.targets[0].kind, shape)
+    picked = _rows(flat, expected, random, rows)
+    after = matrix(merged, name, flat)
+    if expected.source is None:
+        return judge(name, expected.targets, np.zeros(flat, after.dtype), after, picked, once_only=once_only)
+    return judge(
+        name,
+        expected.targets,
+        matrix(base, expected.source, flat),
+        after,
+        picked,
+        unrounded=unrounded_matrix(base, expected.source, flat),
+        quantized=base.is_computed(expected.source),
+        once_only=once_only,
+    )
 
 
 def _rows(shape: tuple[int, int], expected: Expected, random: np.random.Generator, count: int | None) -> Array:

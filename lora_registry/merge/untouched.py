@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import TypeAlias
 
 import numpy as np
 
 from lora_registry.dtypes import DTYPES
+from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.judge import Answer, Judgement
+from lora_registry.merge.matrix import unrounded
 from lora_registry.merge.nearest import nearest
-from lora_registry.ops.arrays import Array, dtype_name
+from lora_registry.ops.arrays import Array
+
+Elements: TypeAlias = Callable[[int, int], Array]
+"""Gives the elements from one number to before another, flat."""
 
 _BLOCK = 1 << 17
 """Elements that are compared at a time."""
@@ -25,37 +32,66 @@ def same_bytes(one: Array, other: Array) -> bool:
     )
 
 
-def judge_untouched(name: str, base: Array, merged: Array, random: np.random.Generator, *, every: bool) -> Judgement:
+def judge_untouched(
+    name: str, source: str, base: Checkpoint, merged: Checkpoint, random: np.random.Generator, *, every: bool
+) -> Judgement:
     """Compare a tensor with that of the base: bits, or what they become in another floating-point type.
 
     Args:
-        name: of the tensor.
-        base: as the base has it.
-        merged: as the merged checkpoint has it.
+        name: of the tensor in the merged checkpoint.
+        source: and in the base; of a quantized weight, the values that it stands for are compared.
+        base: what it comes from.
+        merged: what is judged.
         random: draws the blocks that are compared.
         every: all blocks are compared; otherwise the first, the last, and a few between them.
     """
-    dtype = dtype_name(merged.dtype)
+    dtype, own = merged.dtype(name), base.dtype(source)
 
-    def answer(found: Answer, says: str, blocks: int, of: int) -> Judgement:
+    def answer(found: Answer, says: str, blocks: int = 0, of: int = 0) -> Judgement:
         return Judgement(name=name, targets=(), answer=found, says=says, dtype=dtype, rows=blocks, of=of)
 
-    if base.shape != merged.shape:
-        return answer(Answer.DOES_NOT, f"its shape is {list(merged.shape)}, the base's {list(base.shape)}", 0, 0)
-    same = base.dtype == merged.dtype
-    if not same and not all(DTYPES[dtype_name(each.dtype)].floating for each in (base, merged)):
-        says = f"it is {dtype}, and the base's {dtype_name(base.dtype)}: no rule says what one becomes in the other"
-        return answer(Answer.UNDECIDED, says, 0, 0)
-    one, other = base.reshape(-1), merged.reshape(-1)
-    blocks = -(-one.size // _BLOCK)
-    looked = list(_picked(blocks, random, every=every))
-    for number in looked:
-        place = slice(number * _BLOCK, (number + 1) * _BLOCK)
-        if not _equal(one[place], other[place], dtype):
-            kept = "it is not the base's, and no target changes it"
-            return answer(Answer.DOES_NOT, kept, len(looked), blocks)
-    says = "byte-equal to the base" if same else f"the base's, converted to {dtype}"
-    return answer(Answer.HOLDS, says, len(looked), blocks)
+    shape = merged.shape(name)
+    if base.shape(source) != shape:
+        return answer(Answer.DOES_NOT, f"its shape is {list(shape)}, the base's {list(base.shape(source))}")
+    if own != dtype and not all(DTYPES[each].floating for each in (own, dtype)):
+        says = f"it is {dtype}, and the base's {own}: no rule says what one becomes in the other"
+        return answer(Answer.UNDECIDED, says)
+    count = prod(shape)
+    blocks = -(-count // _BLOCK)
+    looked = [(number * _BLOCK, min(count, (number + 1) * _BLOCK)) for number in _picked(blocks, random, every=every)]
+
+    def differing(elements: Elements) -> tuple[int, int] | None:
+        """The first place where the merged tensor is not made of these elements."""
+        return next((at for at in looked if not _equal(elements(*at), merged.elements(name, *at), dtype)), None)
+
+    def stored(start: int, stop: int) -> Array:
+        return base.elements(source, start, stop)
+
+    off = differing(stored)
+    if off is None:
+        return answer(Answer.HOLDS, _told(own, dtype, computed=base.is_computed(source)), len(looked), blocks)
+    before = unrounded(base, source)
+    if before is not None and differing(before) is None:
+        says = f"what the base stands for, converted to {dtype} without being rounded to {own} first"
+        return answer(Answer.HOLDS, says, len(looked), blocks)
+    says = "it is not the base's, and no target changes it"
+    if base.is_computed(source):
+        distance = _distance(stored(*off), merged.elements(name, *off))
+        says = f"it is {distance:.2%} off what the base stands for, and no target changes it: the unquantized one?"
+    return answer(Answer.DOES_NOT, says, len(looked), blocks)
+
+
+def _told(own: str, dtype: str, *, computed: bool) -> str:
+    if computed:
+        return "what the base stands for" if own == dtype else f"what the base stands for, converted to {dtype}"
+    return "byte-equal to the base" if own == dtype else f"the base's, converted to {dtype}"
+
+
+def _distance(base: Array, merged: Array) -> float:
+    """The relative distance of two runs of elements."""
+    wide = base.astype(np.float64)
+    size = float(np.linalg.norm(wide))
+    return float(np.linalg.norm(merged.astype(np.float64) - wide)) / size if size > 0 else float("inf")
 
 
 def _picked(blocks: int, random: np.random.Generator, *, every: bool) -> Iterator[int]:
@@ -67,6 +103,7 @@ def _picked(blocks: int, random: np.random.Generator, *, every: bool) -> Iterato
 
 
 def _equal(base: Array, merged: Array, dtype: str) -> bool:
+    """Whether ``merged`` is ``base``, or what it becomes in ``dtype``."""
     if base.dtype == merged.dtype:
         return same_bytes(base, merged)
     wanted = nearest(base.astype(np.float64), dtype)
