@@ -53,7 +53,6 @@ def test_other_methods_are_refused_by_name(saved: Path, edit: Edit, kind: PeftTy
     ("field", "value"),
     [
         ("use_qalora", True),
-        ("use_bdlora", {"nblocks": 2}),
         ("layer_replication", [[0, 4], [2, 5]]),
         ("arrow_config", {"top_k": 2}),
         ("kasa_config", {"beta": 0.1}),

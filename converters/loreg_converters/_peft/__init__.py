@@ -9,6 +9,8 @@ Reading goes down the first table, writing down the second; the third serves bot
 :mod:`~.keys`          the names of tensors, taken apart
 :mod:`~.sites`         the tensors, by the place they belong to
 :mod:`~.places`        the places, by the base tensors that they change
+:mod:`~.attention`     the projections of a MultiheadAttention, one of which counts twice
+:mod:`~.blocks`        factors that hold the blocks of a diagonal
 :mod:`~.experts`       stacked experts, in the axis orders of three eras of PEFT
 :mod:`~.tokens`        trained rows of an embedding
 :mod:`~.targets`       kind, layout, shape and scale of every base tensor
@@ -27,6 +29,7 @@ Reading goes down the first table, writing down the second; the third serves bot
 :mod:`~.regex`         patterns of strangers, matched in bounded time
 :mod:`~.layouts`       how the base stores a two-dimensional weight
 :mod:`~.family`        what a config lets one know about the base's code
+:mod:`~.versions`      the version of PEFT that wrote a file
 :mod:`~.problems`      what is wrong with a folder, as findings
 ====================== ==================================================================
 """

@@ -16,6 +16,7 @@ from lora_registry.adapter import Json
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.findings import Finding
 from lora_registry.format.canonical import JsonError, decode
+from loreg_converters._peft.blocks import Blocks
 from loreg_converters._peft.files import CONFIG
 from loreg_converters._peft.problems import broken, refuse, unsupported
 from loreg_converters._peft.regex import PatternError, Regex
@@ -28,7 +29,7 @@ UNDERSTOOD = frozenset({
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
     "target_modules", "target_parameters", "modules_to_save", "trainable_token_indices", "bias",
     "fan_in_fan_out", "use_dora", "lora_bias", "init_lora_weights", "task_type", "auto_mapping",
-    "alora_invocation_tokens",
+    "alora_invocation_tokens", "use_bdlora",
 })  # fmt: skip
 """Fields whose values the reader uses or checks."""
 
@@ -47,7 +48,6 @@ TRAINING_ONLY = {
 
 REFUSED = {
     "use_qalora": "QA-LoRA pools the inputs before A; it is no plain s·B·A",
-    "use_bdlora": "block-diagonal LoRA keeps only blocks of a factor; PEFT alone can lay them out",
     "layer_replication": "the base model itself is rebuilt from repeated layers",
     "arrow_config": "Arrow routes between several adapters at run time",
     "kasa_config": "KaSA truncates the base weights and puts a diagonal between B and A",
@@ -96,6 +96,7 @@ class Config:
     Attributes:
         raw: the JSON object as it stands in the file.
         target_parameters: suffix of a module, empty for all of them, to parameters.
+        blocks: which factors hold the blocks of a diagonal; None where none does.
         gate: the tokens that switch an activated LoRA on; empty for any other.
         unknown: fields that this version does not know and that are switched off.
     """
@@ -106,6 +107,7 @@ class Config:
     target_parameters: Mapping[str, tuple[str, ...]]
     modules_to_save: frozenset[str]
     token_indices: Mapping[str, tuple[int, ...]] | tuple[int, ...] | None
+    blocks: Blocks | None
     gate: tuple[int, ...]
     bias: str
     fan_in_fan_out: bool
@@ -260,6 +262,7 @@ def _parsed(raw: Mapping[str, Json], where: str) -> Config:
         target_parameters=_by_module(fields.names("target_parameters") or ()),
         modules_to_save=fields.names("modules_to_save") or frozenset(),
         token_indices=fields.token_indices(),
+        blocks=fields.blocks(),
         gate=fields.gate(),
         bias=fields.text("bias") or "none",
         fan_in_fan_out=fields.flag("fan_in_fan_out"),
@@ -341,6 +344,14 @@ class _Fields:
         if isinstance(value, dict):
             return {name: self._rows(f"trainable_token_indices/{name}", rows) for name, rows in value.items()}
         return self._rows("trainable_token_indices", value)
+
+    def blocks(self) -> Blocks | None:
+        value = self.object("use_bdlora")
+        found = Blocks.parse(value) if value else None
+        if isinstance(found, str):
+            self.problem("use_bdlora", found)
+            return None
+        return found
 
     def gate(self) -> tuple[int, ...]:
         value = self._raw.get("alora_invocation_tokens")

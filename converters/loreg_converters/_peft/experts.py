@@ -16,7 +16,6 @@ PEFT       module without is_transposed  module with ``is_transposed``
 
 from __future__ import annotations
 
-import re
 from enum import Enum
 
 import numpy as np
@@ -24,6 +23,7 @@ import numpy as np
 from lora_registry.adapter import Layout, Tensor
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import UnsupportedError
+from loreg_converters._peft.versions import release
 
 EXPERT_OUT_IN: Layout = ("expert", "out", "in")
 EXPERT_IN_OUT: Layout = ("expert", "in", "out")
@@ -50,15 +50,14 @@ def era(version: str | None) -> Era:
     """
     if version is None:
         return Era.OLD
-    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(.*)", version, re.ASCII)
+    found = release(version)
     if found is None:
         raise UnsupportedError(f"peft_version {version!r} is no version; the layout of the experts depends on it")
-    release = (int(found[1]), int(found[2]), int(found[3] or 0))
-    if "dev" in found[4] and (0, 18, 0) < release <= (0, 20, 0):
+    if found.development and (0, 18, 0) < found.numbers <= (0, 20, 0):
         raise UnsupportedError(f"peft_version {version!r}: the layout of experts changed twice between 0.18 and 0.20")
-    if release < (0, 19, 0):
+    if found.numbers < (0, 19, 0):
         return Era.OLD
-    return Era.V0_19_0 if release == (0, 19, 0) else Era.NEW
+    return Era.V0_19_0 if found.numbers == (0, 19, 0) else Era.NEW
 
 
 def expert_layout(when: Era, *, transposed: bool | None, labels: bool | None) -> tuple[Layout, bool]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from lora_registry.adapter import Tensor
 from lora_registry.findings import Finding
+from loreg_converters._peft.attention import OUT_PROJ_TIMES, out_proj_problem
 from loreg_converters._peft.config import Config
 from loreg_converters._peft.experts import GATED, gated_labels
 from loreg_converters._peft.keys import Part
@@ -30,6 +31,7 @@ class Place:
         parts: the tensors.
         parameter: whether ``target_parameters`` names it.
         attention: whether it belongs to a MultiheadAttention.
+        times: how often PEFT adds the change.
         labels: for experts: whether in and out are labeled as the layer computes, where that is known.
     """
 
@@ -39,6 +41,7 @@ class Place:
     parts: Mapping[Part, Tensor]
     parameter: bool = False
     attention: bool = False
+    times: int = 1
     labels: bool | None = None
 
 
@@ -55,7 +58,7 @@ def find_places(sites: Mapping[str, Site], config: Config) -> Placed:
     placed = Placed([], [])
     for site in sites.values():
         if site.inside is not None:
-            _attention_output(site, sites, placed)
+            _attention_output(site, sites, config, placed)
         elif site.module in attentions:
             weight, bias = f"{site.module}.in_proj_weight", f"{site.module}.in_proj_bias"
             _module(site, config, placed, weight, bias, attention=True)
@@ -80,14 +83,16 @@ def _parameters(site: Site, config: Config) -> list[str]:
     return named if named and len(named) == depth else config.parameters_of(site.module)
 
 
-def _attention_output(site: Site, sites: Mapping[str, Site], placed: Placed) -> None:
+def _attention_output(site: Site, sites: Mapping[str, Site], config: Config, placed: Placed) -> None:
     inside = str(site.inside)
     if site.module != f"{inside}.out_proj" or inside not in sites or set(site.levels) != {0}:
         reason = "lies below a base_layer, but not as the out_proj of a MultiheadAttention"
         placed.findings.append(broken(site.module, reason))
         return
     name, bias = f"{site.module}.weight", f"{site.module}.bias"
-    placed.places.append(Place(name, bias, inside, site.levels[0], attention=True))
+    if problem := out_proj_problem(config.version):
+        placed.findings.append(unsupported(name, problem))
+    placed.places.append(Place(name, bias, inside, site.levels[0], attention=True, times=OUT_PROJ_TIMES))
 
 
 def _module(site: Site, config: Config, placed: Placed, name: str, bias: str, *, attention: bool = False) -> None:

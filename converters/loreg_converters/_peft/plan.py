@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from lora_registry.adapter import LOW_RANK, Adapter, Kind, Layout, Target, Tensor
 from lora_registry.findings import Finding
+from loreg_converters._peft.attention import OUT_PROJ_TIMES
 from loreg_converters._peft.experts import GATED, exchanged, pack
 from loreg_converters._peft.keys import PREFIX
 from loreg_converters._peft.layouts import OUT_IN
@@ -148,13 +149,14 @@ class _Planner:
         if target.kind is Kind.LINEAR and not attention:
             self.plan.layouts[module] = target.layout
         self.plan.modules.add(owner)
-        self._scale(owner, target)
+        self._scale(owner, target, times=OUT_PROJ_TIMES if owner != module else 1)
 
-    def _scale(self, name: str, target: Target) -> None:
+    def _scale(self, name: str, target: Target, *, times: int = 1) -> None:
         assert target.rank is not None
-        wanted = (target.rank, target.scale)
+        wanted = (target.rank, target.scale / times)
         if self.plan.scales.setdefault(name, wanted) != wanted:
-            self._refuse(target, f"PEFT has one rank and scale for all of {name}")
+            twice = ", and adds the change of out_proj twice" if f"{name}.in_proj_weight" in self._targets else ""
+            self._refuse(target, f"PEFT has one rank and scale for all of {name}{twice}")
 
     def _nest(self) -> None:
         """Parameters of one module, as wrappers around each other."""
@@ -189,6 +191,9 @@ class _Planner:
     def _bias(self, target: Target) -> None:
         if target.name not in self._owners:
             self._refuse(target, "a bias delta without low-rank factors on the same module")
+            return
+        if target.name.endswith(".in_proj_bias"):
+            self._refuse(target, "PEFT never adds a bias of B to that of in_proj")
             return
         owner, path = self._owners[target.name]
         if self.plan.scales[owner][1] != target.scale:

@@ -176,7 +176,8 @@ def _provenance(config: Config, report: Report) -> tuple[Base, dict[str, Json]]:
         report.dropped("base_model_name_or_path", "a path on the machine that trained it, not the name of a model")
         name = None
     revision = config.revision if name is not None else None
-    ours = {"base_model_name_or_path", "revision", *(name for name in TRAINING_ONLY if config.raw.get(name))}
+    gone = (*TRAINING_ONLY, "use_bdlora")  # what the adapter has no trace of any more
+    ours = {"base_model_name_or_path", "revision", *(name for name in gone if config.raw.get(name))}
     kept: dict[str, Json] = {}
     for field, value in config.raw.items():
         if field in ours:

@@ -73,11 +73,31 @@ class TargetBuilder:
             if flag != (part in parts):
                 has, set_ = ("no", "is") if flag else ("a", "is not")
                 self._problem(place, f"has {has} {part.value}, though {field} {set_} set")
-        a, b = parts[pair[0]], parts[pair[1]]
+        a, b = self._diagonal(place, parts[pair[0]], parts[pair[1]])
         if len(a.shape) != len(b.shape) or not 2 <= len(a.shape) <= 5:
             self._problem(place, f"factors of shapes {list(a.shape)} and {list(b.shape)}")
             return None
         return a, b
+
+    def _diagonal(self, place: Place, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of a linear module, that of the two which holds blocks with the zeros around them."""
+        blocks = self._config.blocks
+        if blocks is None or place.parameter or len(a.shape) != 2 or Part.EMBEDDING_A in place.parts:
+            return a, b
+        try:
+            which = blocks.of(place.pattern_name)
+        except ValueError as error:
+            self._problem(place, str(error))
+            return a, b
+        stacked = {"A": a, "B": b, None: None}[which]
+        if stacked is None:
+            return a, b
+        if not blocks.fit(stacked):
+            self._problem(place, f"{which} of shape {list(stacked.shape)} does not hold {blocks.count} blocks")
+            return a, b
+        self._report.derived(place.name, f"{which} with the zeros around its {blocks.count} blocks (use_bdlora)")
+        whole = blocks.diagonal(stacked)
+        return (whole, b) if which == "A" else (a, whole)
 
     def _rank_holds(self, place: Place, rank: int) -> bool:
         stated = self._scaling.rank(place.pattern_name)
@@ -93,6 +113,10 @@ class TargetBuilder:
             return
         if self._config.gate and (place.parameter or place.attention or target.kind is not Kind.LINEAR):
             self.findings.append(unsupported(place.name, "PEFT's activated LoRA takes linear layers only"))
+        if place.times != 1:
+            self._report.derived(
+                place.name, f"{place.times} times the scale: PEFT adds the change of out_proj so often"
+            )
         tensors = dict(target.tensors)
         assert target.shape is not None
         out = target.shape[target.layout.index("out")]
@@ -107,10 +131,12 @@ class TargetBuilder:
         self.targets.append(
             Target(
                 name=target.name, kind=target.kind, layout=target.layout, shape=target.shape, tensors=tensors,
-                scale=scale, groups=target.groups,
+                scale=place.times * scale, groups=target.groups,
             )
         )  # fmt: skip
-        if Part.B_BIAS in place.parts:
+        if Part.B_BIAS in place.parts and place.attention and place.times == 1:
+            self.findings.append(unsupported(place.bias, "PEFT saves a bias of B for in_proj and never adds it"))
+        elif Part.B_BIAS in place.parts:
             self._bias(place, place.parts[Part.B_BIAS], scale, out)
 
     def _magnitude(self, place: Place, tensor: Tensor, out: int) -> Tensor:
