@@ -3,7 +3,8 @@
 ======================== ==================================================================
 :mod:`~.base`            base models, opened lazily
 :mod:`~.quantized_base`  quantized base models, as the values that they stand for
-:mod:`~.pickled_base`  weights that torch pickled, opened without running anything
+:mod:`~.unread`          bases that are quantized by a method that is not read
+:mod:`~.pickled_base`    weights that torch pickled, opened without running anything
 :mod:`~.ties`            tensors that share one set of values
 :mod:`~.fit`             does this adapter belong on this base? asked before a byte is written
 :mod:`~.against`         the same question to a base of any form

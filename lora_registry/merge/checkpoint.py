@@ -35,6 +35,7 @@ from lora_registry.merge.receipt import FOLDER_RECEIPT, FileRecord, Receipt, rec
 from lora_registry.merge.retention import check_share, require_retention
 from lora_registry.merge.staging import Staging, staging
 from lora_registry.merge.ties import FLAG
+from lora_registry.merge.unread import require_kept, require_plain, unread_note
 from lora_registry.merge.watch import Watch
 from lora_registry.ops.mergeable import check_mergeable
 from lora_registry.progress import Progress
@@ -96,7 +97,8 @@ class Merge:
         ]
         if self.base.scheme is not None:
             said.append(f"the base is quantized by {self.base.scheme}: merged into the values that it stands for")
-        said += self.plan.notes
+        unread = unread_note(self.base)
+        said += [*([] if unread is None else [unread]), *self.plan.notes]
         if self.plan.untied and "config.json" not in self.companions.copied:
             said.append(f"there is no config.json to say so: set {FLAG} to false where this checkpoint is used")
         said += dtype_notes(self.base, self.plan, self.dtypes)
@@ -127,6 +129,7 @@ def prepare(
     dtypes = DtypeRules.parse(options.dtype)
     check_destination(base, out, overwrite=overwrite)
     fitted = fit(adapter, base, allow_new=options.allow_new, scheme=base.scheme, computed=base.is_computed)
+    require_plain(base, fitted)
     fitted.require(f"the adapter and {base.path}", exact=options.require_exact)
     merge = Merge(
         adapter=adapter,
@@ -140,6 +143,7 @@ def prepare(
         identity=content_digest(adapter),
         watch=watch,
     )
+    require_kept(base, merge.plan)
     check_room(out, merge.room)
     return merge
 

@@ -18,6 +18,7 @@ from lora_registry.merge.formula import matrix_shape
 from lora_registry.merge.judge import Answer, Judgement, judge
 from lora_registry.merge.matrix import matrix, unrounded_matrix
 from lora_registry.merge.quantized_base import open_view
+from lora_registry.merge.unread import require_plain
 from lora_registry.merge.untouched import judge_untouched
 from lora_registry.ops.arrays import Array, to_array
 from lora_registry.ops.mergeable import check_mergeable
@@ -144,6 +145,7 @@ def recompute(
     if adapter is not None:
         check_mergeable(adapter)
         fitted = fit(adapter, base, allow_new=True, scheme=base.scheme, computed=base.is_computed)
+        require_plain(base, fitted)
         fitted.require(f"the adapter and {base.path}")
         matches = dict(fitted.matches)
         for rule in ("M-004", *(("M-009", "M-010") if base.scheme is not None else ())):

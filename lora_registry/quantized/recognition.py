@@ -58,9 +58,21 @@ def recognize(tensors: Tensors, config: Mapping[str, Json]) -> Quantization | No
         raise UnsupportedError(f"the checkpoint is quantized in two ways at once: {names}")
     if config.get("model_type") in _TRANSPOSING:
         raise UnsupportedError(
-            f"a quantized {config['model_type']}: its weights may be stored transposed, and nothing says if they are"
+            f"a quantized {config['model_type']}: its weights may be stored transposed, and nothing says if they are; "
+            "dequantize it with the program that quantized it, and merge into that"
         )
     return found[0]
+
+
+def unread_method(config: Mapping[str, Json]) -> str | None:
+    """The ``quant_method`` of a configuration where it is none that is read here."""
+    method = _settings(config).get("quant_method")
+    return None if method is None or str(method) in _METHODS else str(method)
+
+
+def readable_methods() -> str:
+    """What is read, for people."""
+    return ", ".join(_METHODS) + " and GGUF files"
 
 
 def _settings(config: Mapping[str, Json]) -> Mapping[str, Json]:
