@@ -14,7 +14,7 @@ from lora_registry.format.container import Container, Entry, open_container
 from lora_registry.merge.pickled_base import open_pickled, safe_name
 from lora_registry.merge.ties import find_ties
 from lora_registry.ops.arrays import Array, to_array
-from lora_registry.quantized.weight import Scheme
+from lora_registry.quantized.weight import QuantizedWeight, Scheme
 
 STEMS = ("model", "diffusion_pytorch_model")
 """What transformers and diffusers call their weights, without the suffix."""
@@ -104,6 +104,15 @@ class Checkpoint:
         """Names of the tensors of one file, in the order of their bytes."""
         entries = self.shards[file].entries
         return sorted(entries, key=lambda name: (entries[name].begin, entries[name].end))
+
+    @property
+    def written_suffix(self) -> str:
+        """How the name of what is made of this checkpoint ends, where it is one file."""
+        return ".safetensors"
+
+    def weight(self, name: str) -> QuantizedWeight:
+        """The quantized weight ``name``; KeyError where there is none."""
+        raise KeyError(name)
 
     @property
     def scheme(self) -> Scheme | None:

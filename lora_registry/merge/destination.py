@@ -25,9 +25,9 @@ def check_destination(base: Checkpoint, out: Path, *, overwrite: bool) -> None:
         NotFoundError: there is no such folder.
         UsageError: a folder for a file, or a file for a folder.
     """
-    if not base.is_folder and out.suffix != ".safetensors":
-        raise UsageError(f"{out}: the base is one file, so the output must be called *.safetensors")
-    if base.is_folder and out.suffix in (".onnx", ".safetensors"):
+    if not base.is_folder and out.suffix != base.written_suffix:
+        raise UsageError(f"{out}: the base is one file, so the output must be called *{base.written_suffix}")
+    if base.is_folder and out.suffix in (".onnx", ".safetensors", ".gguf"):
         hint = "; merge into the .onnx that loreg export makes of it" if out.suffix == ".onnx" else ""
         raise UsageError(f"{out}: the base is a folder, so the output is one too, and this is the name of a file{hint}")
     if not out.parent.is_dir():

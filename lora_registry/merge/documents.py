@@ -41,7 +41,7 @@ def write_documents(
             yield _copy(base.path / name, folder / name, name)
     if base.index is not None:
         target = folder / (safe_name(base.index.name.removesuffix(_INDEX)) + _INDEX)
-        if base.is_pickled or plan.added or dtypes.rules or base.scheme is not None:
+        if base.is_pickled or dtypes.rules or not all(file.same_layout for file in plan.files):
             yield _rewrite(base.index, target, _index(base.index, plan))
         else:
             yield _copy(base.index, target, target.name)

@@ -24,8 +24,11 @@ from lora_registry.merge.processor import Processor
 from lora_registry.merge.ranges import Block, Treatment, blocks_of, ranges_of
 from lora_registry.merge.receipt import FileRecord, TensorRecord
 from lora_registry.ops.arrays import Array, as_bytes, numpy_dtype
+from lora_registry.merge.requantize import Requantization
 from lora_registry.ops.fidelity import Fidelity, Sums, fidelity
 
+from lora_registry.quantized.encoders import encoder_for
+from lora_registry.quantized.encoding import Piece
 CLONED = -1
 """In the journal, the number of a block that is the whole file: it was made as a clone of the base's."""
 
@@ -79,6 +82,8 @@ class Output:
         self._lock = Lock()
         self._kernels: dict[str, BlockKernel] = {}
         self._left: dict[str, int] = defaultdict(int)
+        self._encoded: dict[str, Requantization] = {}
+        self._entries = {part.name: part.entry for part in plan.parts if part.weight is not None}
         self._sums: dict[str, list[Sums]] = defaultdict(list)
         self._fidelity: dict[str, Fidelity] = {}
         differs_at = None
@@ -148,14 +153,17 @@ class Output:
         known = block.number in self._finished
         figures = self._finished.get(block.number)
         copied = block.range.treatment is Treatment.COPY
-        if not self._hashed and (known or copied):
-            if not known and not self._cloned:
+        encoded = block.range.treatment is Treatment.REQUANTIZE
+        if encoded and not known:
+            figures = self._encode(block)
+        if not self._hashed and (known or copied or encoded):
+            if copied and not known and not self._cloned:
                 self._copy(block, slot)
             self._count(block, figures)
             release()
             return figures, not known
         read, written = self._bytes(block, slot)
-        if known and not copied:
+        if encoded or (known and not copied):
             _read_exactly(self._write_to, written, block.begin, self.path)
         elif not known:
             if block.range.part is not None:
@@ -215,6 +223,25 @@ class Output:
             return self._kernels[part.name]
 
     def _elements(self, part: Part, start: int, stop: int) -> Array:
+    def _encode(self, block: Block) -> Sums | None:
+        """See to it that all parts of a weight that lie in this file were written; its first block has its figures."""
+        part = block.range.part
+        assert part is not None
+        assert part.weight is not None
+        with self._lock:
+            if part.weight not in self._encoded:
+                weight = self._base.weight(part.weight)
+                self._encoded[part.weight] = Requantization(part.weight, weight, part.changes, self._put)
+        figures = self._encoded[part.weight].complete()
+        return figures if self._is_first(part) and block.start == 0 else None
+
+    def _put(self, piece: Piece) -> None:
+        """Write bytes of a stored tensor, where it lies in this file."""
+        entry = self._entries.get(piece.part)
+        if entry is not None:
+            begin = len(self.plan.head) + entry.begin + piece.begin
+            _write_all(self._write_to, as_bytes(np.ascontiguousarray(piece.data)), begin)
+
         assert part.source is not None
         if self._base.is_computed(part.source):
             return self._base.elements(part.source, start, stop)
@@ -241,12 +268,25 @@ class Output:
     def tensors(self) -> list[TensorRecord]:
         """One record for every target of every tensor that was changed; when all blocks are done."""
         return [
-            TensorRecord(part.name, target.name, target.kind, part.entry.dtype, self._fidelity.get(part.name))
+            TensorRecord(name, target.name, target.kind, dtype, self._fidelity.get(part.name), parts=parts)
             for part in self.plan.parts
             for target in part.changes
+            if part.weight is None or self._is_first(part)
+            for name, dtype, parts in [self._written_as(part)]
         ]
 
     def records(self) -> tuple[FileRecord, FileRecord]:
+    def _is_first(self, part: Part) -> bool:
+        """Whether a part of a quantized weight is the one that has its figures."""
+        return part.weight is not None and self._base.weight(part.weight).parts[0] == part.name
+
+    def _written_as(self, part: Part) -> tuple[str, str, tuple[str, ...]]:
+        """Name of the tensor that a target changes, what its elements are now, and the names that it is stored under."""
+        if part.weight is None:
+            return part.name, part.entry.dtype, ()
+        encoder = encoder_for(self._base.weight(part.weight), part.weight)
+        return part.weight, encoder.name, encoder.parts
+
         """The records of the base's file and of this one; when all blocks are done."""
         read = written = None
         if self._hashed and self._pair is not None:

@@ -28,12 +28,14 @@ class Part:
         entry: its place in the output file.
         source: name of the base tensor whose values it starts from; None where the base has none.
         changes: the targets that change it, in order; usually one or none.
+        weight: name of the quantized weight that the tensor is a part of, where that is changed and quantized again.
     """
 
     name: str
     entry: Entry
     source: str | None
     changes: tuple[Target, ...]
+    weight: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,7 @@ def _plan_file(
             value = changes[name][0].tensors["value"]
             own, shape = value.dtype, value.shape
         specs[name] = (dtypes.dtype(name, own, touched=bool(changes.get(name))), shape)
-    entries = _lay_out(specs)
+    entries = lay_out(specs)
     same = entries == container.entries and not any(base.is_computed(name) for name in entries)
     head = base.head(file) if same else encode_header(entries, container.metadata)
     parts = tuple(Part(name, entry, sources[name], tuple(changes.get(name, ()))) for name, entry in entries.items())
@@ -223,7 +225,7 @@ def _plan_file(
     return FilePlan(base.written_name(file), file, head, parts, follows, same)
 
 
-def _lay_out(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:
+def lay_out(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:
     """Tensors one after the other, in the given order if each then is aligned to its elements, else wide ones first.
 
     Readers of safetensors make views of the bytes, and some refuse a view that is not aligned.

@@ -36,6 +36,7 @@ class Treatment(StrEnum):
     CONVERT = "convert"
     MERGE = "merge"
     ADD = "add"
+    REQUANTIZE = "requantize"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,8 @@ def _range(part: Part, base: Checkpoint, data_start: int) -> Range:
     origin, origin_end = base.window(part.source)
     again = part.name != part.source
     if base.is_computed(part.source) and not part.changes:
+    if part.weight is not None:
+        return Range(Treatment.REQUANTIZE, begin, end, origin, origin_end, part)
         return Range(Treatment.CONVERT, begin, end, origin, origin_end, part, again)
     if part.changes:
         return Range(Treatment.MERGE, begin, end, origin, origin_end, part, again)

@@ -56,6 +56,8 @@ class TensorRecord:
         dtype: element type in the output, safetensors' name.
         fidelity: what of the change survived; None for a tensor that the base did not have.
         evidence: how the tensor was found, where names alone did not tell (ONNX).
+        parts: of a quantized weight that was quantized again, the names of the stored tensors that were written;
+            ``dtype`` is what its elements are then called: ``nf4``, ``gptq``, ``Q4_K``.
     """
 
     name: str
@@ -64,6 +66,7 @@ class TensorRecord:
     dtype: str
     fidelity: Fidelity | None
     evidence: Mapping[str, Json] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """The record as a JSON object."""
@@ -74,7 +77,11 @@ class TensorRecord:
             "dtype": self.dtype,
             "fidelity": None if self.fidelity is None else dict(self.fidelity.to_json()),
         }
-        return {**record, "evidence": dict(self.evidence)} if self.evidence else record
+        if self.evidence:
+            record["evidence"] = dict(self.evidence)
+        if self.parts:
+            record["parts"] = list(self.parts)
+        return record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +128,9 @@ class Receipt:
         lost = min(worst.fidelity.relative_error, 1.0)
         others = f", and more than {LOSS:.0%} of {len(lossy) - 1} other changes" if len(lossy) > 1 else ""
         advice = "serve the adapter unmerged"
-        if worst.dtype != "F32":
+        if worst.parts:
+            advice += ", or merge without --requantize"
+        elif worst.dtype != "F32":
             advice = f"keep it in float32 (dtype touched=F32), or {advice}"
         return (f"{lost:.0%} of the change to {worst.name} is lost in {worst.dtype}{others}; {advice}",)
 

@@ -32,13 +32,14 @@ def require_retention(records: Iterable[TensorRecord], least: float | None) -> N
     if least is None:
         return
     measured = [record for record in records if record.fidelity is not None]
-    kept = {record.name: (record.fidelity.retention, record.dtype) for record in measured if record.fidelity}
-    below = sorted((share, name, dtype) for name, (share, dtype) in kept.items() if share < least)
+    kept = {record.name: (record.fidelity.retention, record) for record in measured if record.fidelity}
+    below = sorted((share, name) for name, (share, _) in kept.items() if share < least)
     if not below:
         return
-    share, name, dtype = below[0]
+    share, name = below[0]
+    worst = kept[name][1]
+    advice = "Merge without --requantize" if worst.parts else "Keep them in float32 (dtype touched=F32)"
     raise IntegrityError(
         f"{plural(len(below), 'tensor')} of {len(kept)} keep less than {least:.0%} of the change, {name} the least: "
-        f"{share:.1%} in {dtype}; nothing was written. Keep them in float32 (dtype touched=F32), or serve the adapter "
-        "unmerged"
+        f"{share:.1%} in {worst.dtype}; nothing was written. {advice}, or serve the adapter unmerged"
     )

@@ -30,10 +30,40 @@ _TYPES = ("nf4", "fp4")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Nested:
+    """Scales that are quantized themselves: 256 values, scaled by block, around an offset.
+
+    Attributes:
+        codes: uint8, one a scale.
+        values: float32, 256 values.
+        absmax: float32, one a block of scales.
+        offset: what is added to each scale.
+        block: scales of a block.
+    """
+
+    codes: Array
+    values: Array
+    absmax: Array
+    offset: np.float32
+    block: int
+
+    def spread(self, first: int, last: int) -> Array:
+        """What each scale from number ``first`` to before ``last`` is multiplied by."""
+        result: Array = self.absmax[np.arange(first, last) // self.block]
+        return result
+
+    def scales(self) -> Array:
+        """All scales: float32."""
+        result: Array = self.values[self.codes] * self.spread(0, len(self.codes)) + self.offset
+        return result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class FourBitWeight:
     """A weight in nf4 or fp4.
 
     Attributes:
+        kind: which of the two.
         shape: of the weight.
         dtype: of the weight before it was quantized, and of what bitsandbytes dequantizes to.
         parts: names of the stored tensors.
@@ -41,8 +71,10 @@ class FourBitWeight:
         absmax: float32, one a block, with the second quantization undone.
         values: float32, the sixteen values.
         block: elements of a block.
+        nested: the scales as they are stored where they are quantized themselves.
     """
 
+    kind: str
     shape: tuple[int, ...]
     dtype: str
     parts: tuple[str, ...]
@@ -50,6 +82,7 @@ class FourBitWeight:
     absmax: Array
     values: Array
     block: int
+    nested: Nested | None = None
 
     def rows(self, first: int, last: int) -> Array:
         """Elements are counted through the whole weight: a block may go over from one row to the next."""
@@ -97,8 +130,10 @@ def _read(tensors: Tensors, known: frozenset[str], name: str, kind: str) -> tupl
     values = get(f"{name}.quant_map", ("F32",), axes=1)
     absmax = f"{name}.absmax"
     parts = [name, absmax, f"{name}.quant_map", f"{name}{_STATE}{kind}"]
+    nested = None
     if "nested_blocksize" in state:
-        scales = _double(tensors, known, name, state)
+        nested = _nested(tensors, known, name, state)
+        scales = nested.scales()
         parts += [f"{name}.nested_absmax", f"{name}.nested_quant_map"]
     else:
         scales = get(absmax, ("F32",), axes=1)
@@ -109,7 +144,7 @@ def _read(tensors: Tensors, known: frozenset[str], name: str, kind: str) -> tupl
     count = prod(lengths)
     if len(packed) != -(-count // 2) or len(scales) != -(-count // block) or len(values) != 16:
         raise InvalidInputError(f"{name}: {len(packed)} bytes and {len(scales)} blocks are no {kind} of {shape}")
-    weight = FourBitWeight(lengths, dtype.name, tuple(parts), packed, scales, values, block)
+    weight = FourBitWeight(kind, lengths, dtype.name, tuple(parts), packed, scales, values, block, nested)
     return weight, Scheme(kind, {"block": block, "double": "nested_blocksize" in state})
 
 
@@ -123,8 +158,7 @@ def _state(document: bytes, name: str) -> dict[str, Json]:
     return state
 
 
-def _double(tensors: Tensors, known: frozenset[str], name: str, state: Mapping[str, Json]) -> Array:
-    """The absmax of a double quantization: 256 values, scaled by block, around an offset."""
+def _nested(tensors: Tensors, known: frozenset[str], name: str, state: Mapping[str, Json]) -> Nested:
     block, offset = integer(state, "nested_blocksize"), state.get("nested_offset")
     if block is None or block <= 0 or not isinstance(offset, int | float) or not isfinite(offset):
         raise InvalidInputError(f"{name}: its state does not say how its absmax is quantized")
@@ -133,5 +167,4 @@ def _double(tensors: Tensors, known: frozenset[str], name: str, state: Mapping[s
     scales = require(tensors, known, f"{name}.nested_absmax", ("F32",), axes=1)
     if len(scales) != -(-len(codes) // block) or len(values) != 256:
         raise InvalidInputError(f"{name}: {len(codes)} absmax have {len(scales)} blocks of {block}")
-    result: Array = values[codes] * np.repeat(scales, block)[: len(codes)] + np.float32(offset)
-    return result
+    return Nested(codes, values, scales, np.float32(offset), block)

@@ -32,12 +32,14 @@ class Fp8Weight:
         parts: names of the stored tensors.
         values: float8, of the shape of the weight.
         scales: float32.
+        scale_dtype: element type that the scales are stored in, by safetensors' name.
     """
 
     dtype: str
     parts: tuple[str, ...]
     values: Array
     scales: Grid
+    scale_dtype: str = "F32"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -93,7 +95,7 @@ def find(tensors: Tensors, settings: Mapping[str, Json], dtype: str) -> Quantiza
             raise InvalidInputError(
                 f"{scale}: shape {list(tensors.shape(scale))} does not fit a weight of {list(tensors.shape(name))}"
             )
-        weights[name] = Fp8Weight(dtype, (name, scale), tensors.array(name), grid)
+        weights[name] = Fp8Weight(dtype, (name, scale), tensors.array(name), grid, tensors.dtype(scale))
     orphans = sorted(
         name for name in known if name.endswith(_SCALES[0]) and name.removesuffix(_SCALES[0]) not in weights
     )

@@ -139,11 +139,13 @@ class GgufFile:
         path: where.
         values: the key-value pairs that are no arrays.
         weights: its tensors by name, in the order of their records.
+        places: name to the offsets in the file of its first byte and of the one past its last.
     """
 
     path: Path
     values: Mapping[str, Value]
     weights: Mapping[str, GgufWeight]
+    places: Mapping[str, tuple[int, int]]
 
 
 def open_gguf(path: Path) -> GgufFile:
@@ -246,11 +248,13 @@ def _parse(path: Path, data: memoryview) -> GgufFile:
         raise InvalidInputError(f"{path}: an alignment of {alignment}")
     start = -(-cursor.position // alignment) * alignment
     weights: dict[str, GgufWeight] = {}
+    places: dict[str, tuple[int, int]] = {}
     for name, shape, kind, offset in records:
         if name in weights:
             raise InvalidInputError(f"{path}: two tensors are called {name!r}")
         weights[name] = _weight(path, name, shape, kind, data[start + offset :])
-    return GgufFile(path, values, weights)
+        places[name] = (start + offset, start + offset + weights[name].blocks.size)
+    return GgufFile(path, values, weights, places)
 
 
 def _records(path: Path, cursor: _Cursor, count: int) -> Iterator[tuple[str, tuple[int, ...], int, int]]:

@@ -16,7 +16,8 @@ from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.ops.arrays import Array
 from lora_registry.quantized.weight import Quantization, Scheme, Tensors, require
 
-_UNIT = np.float32(7.874015718698502e-3)  # 1/127, to the digits that bitsandbytes has
+UNIT = np.float32(7.874015718698502e-3)
+"""1/127, to the digits that bitsandbytes has."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +45,7 @@ class Int8Weight:
         """Rows of outputs."""
         result: Array = self.codes[first:last].astype(np.float32)
         result *= self.scales[first:last, np.newaxis]
-        result *= _UNIT
+        result *= UNIT
         return result
 
 
