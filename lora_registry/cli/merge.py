@@ -67,6 +67,7 @@ loreg merge support/tone:1 --base ./base -o ./again --replay ./merged/loreg-rece
     "both (what PEFT's merge does), or refuse.",
 )
 @click.option("--allow-new", is_flag=True, help="Let full tensors be added that the base does not have.")
+@click.option("--allow-growth", is_flag=True, help="Let saved embeddings and heads with more rows grow the vocabulary.")
 @click.option("--require-exact", is_flag=True, help="Refuse unless every fingerprint of the base agrees.")
 @click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: one a processor, at most 4]")
 @click.option("--no-hash", is_flag=True, help="Take no digests of the weights: faster, but the receipt proves nothing.")
@@ -111,6 +112,7 @@ def merge(
     min_retention: float | None,
     tied: TiedPolicy,
     allow_new: bool,
+    allow_growth: bool,
     require_exact: bool,
     workers: int | None,
     no_hash: bool,
@@ -143,6 +145,7 @@ def merge(
         dtype=dtypes,
         tied=tied,
         allow_new=allow_new,
+        allow_growth=allow_growth,
         require_exact=require_exact,
         hashed=not no_hash,
         requantize=requantize,
@@ -162,6 +165,7 @@ def merge(
             _refuse(
                 dtype=dtypes,
                 allow_new=allow_new,
+                allow_growth=allow_growth,
                 workers=workers,
                 no_hash=no_hash,
                 no_sync=no_sync,
@@ -234,6 +238,7 @@ _OF_RECEIPT = (
     "min_retention",
     "tied",
     "allow_new",
+    "allow_growth",
     "require_exact",
     "no_hash",
     "requantize",

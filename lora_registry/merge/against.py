@@ -25,7 +25,7 @@ def hold_against(adapter: Adapter, path: Path) -> tuple[Fit, BaseModel | None]:
     """
     if path.suffix != ".onnx":
         checkpoint = open_base(path)
-        return fit(adapter, checkpoint), checkpoint
+        return fit(adapter, checkpoint, config=checkpoint.config), checkpoint
     from lora_registry.onnx.model import OnnxModel
     from lora_registry.onnx.resolution import ResolvedBase
     from lora_registry.onnx.resolve import resolve

@@ -124,6 +124,11 @@ class Checkpoint:
         """The configuration of what is made of this checkpoint, but for what the making changes."""
         return self.config
 
+    @property
+    def vocabulary(self) -> tuple[int, int] | None:
+        """Rows of the stored tables of tokens, and of those that are seen here; None where they are the same."""
+        return None
+
     def is_computed(self, name: str) -> bool:
         """Whether the elements are computed from what is stored, so that no bytes of a file are theirs."""
         del name

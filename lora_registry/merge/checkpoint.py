@@ -8,7 +8,7 @@ the end; until then there is nothing under that name, and after an error nothing
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +27,12 @@ from lora_registry.merge.documents import dtype_notes, write_documents
 from lora_registry.merge.dtype_rules import DtypeRules
 from lora_registry.merge.engine import Written, write_weights
 from lora_registry.merge.fit import Fit, fit
+from lora_registry.merge.growth import check_growth, growth_notes, with_room
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.plan import Plan, make_plan
 from lora_registry.merge.processor import processor_for
 from lora_registry.merge.quantized_base import open_view
-from lora_registry.merge.receipt import FOLDER_RECEIPT, FileRecord, Receipt, receipt_path
+from lora_registry.merge.receipt import FOLDER_RECEIPT, FileRecord, Receipt, TensorRecord, receipt_path
 from lora_registry.merge.retention import check_share, require_retention
 from lora_registry.merge.staging import Staging, staging
 from lora_registry.merge.ties import FLAG
@@ -95,6 +96,7 @@ class Merge:
             for finding in self.fitted.findings
             if finding.severity is not Severity.ERROR and finding not in self._cautions
         ]
+        said += growth_notes(self.base)
         if self.base.scheme is not None:
             said.append(f"the base is quantized by {self.base.scheme}: merged into the values that it stands for")
         unread = unread_note(self.base)
@@ -121,23 +123,33 @@ def prepare(
     overwrite: bool = False,
 ) -> Merge:
     """Check a merge as a whole, without writing anything; see :func:`merge_checkpoint`."""
-    check_mergeable(adapter)
+    check_mergeable(adapter, growth=True)
     if options.requantize:
         raise UnsupportedError("weights are not quantized again yet; without --requantize they are written as BF16")
     base, out = open_view(base_path, adapter), Path(out)
     watch = Watch([container.path for container in base.shards.values()])
     dtypes = DtypeRules.parse(options.dtype)
     check_destination(base, out, overwrite=overwrite)
-    fitted = fit(adapter, base, allow_new=options.allow_new, scheme=base.scheme, computed=base.is_computed)
+    fitted = fit(
+        adapter,
+        base,
+        allow_new=options.allow_new,
+        allow_growth=options.allow_growth,
+        config=base.config,
+        scheme=base.scheme,
+        computed=base.is_computed,
+    )
     require_plain(base, fitted)
     fitted.require(f"the adapter and {base.path}", exact=options.require_exact)
+    check_growth(base, fitted, options.tied)
+    base = with_room(base, fitted)
     merge = Merge(
         adapter=adapter,
         base=base,
         out=out,
         fitted=fitted,
         dtypes=dtypes,
-        plan=make_plan(adapter, base, fitted, dtypes=dtypes, tied=options.tied),
+        plan=make_plan(base, fitted, dtypes=dtypes, tied=options.tied),
         companions=find_companions(base) if base.is_folder else Companions((), ()),
         options=options,
         identity=content_digest(adapter),
@@ -250,13 +262,19 @@ def _finish(merge: Merge, written: Written, place: Staging) -> Receipt:
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         options=merge.options.to_json(),
-        tensors=written.tensors,
+        tensors=_by_origin(written.tensors, merge.fitted),
         notes=merge.notes(),
         view=None if merge.base.scheme is None else merge.base.scheme.to_json(),
         cautions=merge.cautions(),
     )
     receipt.write(place.files / FOLDER_RECEIPT, overwrite=True)
     return receipt
+
+
+def _by_origin(records: tuple[TensorRecord, ...], fitted: Fit) -> tuple[TensorRecord, ...]:
+    """The records with the names that the adapter has for its targets."""
+    origins = {change.target.name: change.origin for change in fitted.changes}
+    return tuple(replace(record, target=origins[record.target]) for record in records)
 
 
 def _adapter_of(base: Checkpoint) -> str | None:

@@ -6,11 +6,13 @@ judged: two tensors of their own were untied, one that is shared was changed for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from lora_registry.adapter import Adapter, Json, Target
+from lora_registry.adapter import Json, Target
 from lora_registry.merge.base import Checkpoint
+from lora_registry.merge.fit import Change
+from lora_registry.merge.growth import resized
 from lora_registry.merge.ties import FLAG, second_ties, tie_flag
 from lora_registry.merge.untouched import same_bytes
 from lora_registry.ops.tied import TiedPolicy, policy_for
@@ -48,20 +50,19 @@ class Expectation:
     notes: list[str] = field(default_factory=list)
 
 
-def expect(
-    adapter: Adapter | None, matches: Mapping[str, str], base: Checkpoint, merged: Checkpoint, tied: TiedPolicy | None
-) -> Expectation:
+def expect(changes: Iterable[Change], base: Checkpoint, merged: Checkpoint, tied: TiedPolicy | None) -> Expectation:
     """Say what ``merged`` has to hold.
 
     Args:
-        adapter: what was merged; None where nothing was.
-        matches: target name to the name of its base tensor, as the fit found it.
-        base: what it was merged into.
+        changes: what was merged, as the fit found it.
+        base: what it was merged into, with room for the rows that it adds.
         merged: what is judged.
         tied: the policy that has to have been followed; None reads it off ``merged``.
     """
     result = Expectation()
-    wanted = _wanted(adapter, matches, base)
+    wanted: dict[str, list[Target]] = {}
+    for change in changes:
+        wanted.setdefault(change.place, []).append(change.target)
     untied: dict[str, str] = {}
     for output, source in base.ties.items():
         own, other = wanted.get(source, []), wanted.pop(output, [])
@@ -82,15 +83,11 @@ def expect(
                 wanted[output] = wanted[source]
             _note_shared(result, wanted[source], source, output, tied)
     _collect(result, wanted, base, merged, untied)
+    if base.vocabulary is not None and resized(merged.config, *base.vocabulary) != merged.config:
+        before, after = base.vocabulary
+        result.problems.append(f"config.json says that there are {before} tokens, and the tables have {after} rows")
     _compare_configurations(result, base.written_config, merged.config)
     return result
-
-
-def _wanted(adapter: Adapter | None, matches: Mapping[str, str], base: Checkpoint) -> dict[str, list[Target]]:
-    wanted: dict[str, list[Target]] = {}
-    for target in adapter or ():
-        wanted.setdefault(matches.get(target.name, target.name), []).append(target)
-    return wanted
 
 
 def _note_shared(result: Expectation, targets: list[Target], source: str, output: str, tied: TiedPolicy | None) -> None:

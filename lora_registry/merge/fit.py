@@ -6,15 +6,20 @@ cannot be told apart by any of these except the fingerprint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
+from types import MappingProxyType
 
-from lora_registry.adapter import Adapter, Kind, Target
+from lora_registry.adapter import Adapter, Json, Kind, Target
+from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InconclusiveError, InvalidInputError, UnsupportedError
 from lora_registry.findings import Finding, Severity
+from lora_registry.merge.expert_names import CONVENTIONS, ModelNames, kept_apart, model_names, model_type
+from lora_registry.merge.growing import declares_growth, rows_brought, with_all_rows
+from lora_registry.merge.stacked import DIVISIBLE, Stack, fits_stack, spread, stack_fingerprint, stack_of
 from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.fingerprint import ORIENTED, target_fingerprint
 from lora_registry.ops.prefix import Prefix, uniform_prefix
@@ -28,6 +33,8 @@ _QUANTIZED_BESIDE = ("absmax", "quant_state", "qweight", "weight_packed", "weigh
 _UNPROVED = frozenset({"M-004", "M-005", "M-010"})
 """What keeps a fit from being exact."""
 
+_NO_CONFIG: Mapping[str, Json] = MappingProxyType({})
+
 _SUGGESTED = 10  # names that are compared with all of a base's names to find a close one
 
 
@@ -40,6 +47,21 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """What a target is for a base that stores its tensor in another form, and for most bases the target itself.
+
+    Attributes:
+        target: a change of one tensor, of the shape that the tensor has afterwards.
+        place: name of that tensor in the base, which may be tied to another; its own where the base has none.
+        origin: name of the adapter's target.
+    """
+
+    target: Target
+    place: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """How an adapter fits a base.
 
@@ -47,15 +69,22 @@ class Fit:
         verdict: ``exact`` if every target has a fingerprint and every fingerprint is that of its tensor;
             ``same-shapes`` if everything has its place, but the weights differ or nothing says that they
             are the same; ``does-not-fit`` if anything has no place.
-        matches: target name to the name of the base tensor it changes. The latter may be tied to another.
+        matches: target name to the name of the base tensor it changes, which may be tied to another, or to the name
+            of the stack of which the base stores the parts.
         new: names of full targets for which the base has no tensor, and the caller allowed that.
         findings: everything that was noticed, errors and notes.
+        changes: what is to be done to the base's own tensors.
+        stacks: name of each stack that a target changes to the tensors that the base has in its place.
+        grown: name of each table that gets more rows, as in ``matches``, to the number of rows it then has.
     """
 
     verdict: Verdict
     matches: Mapping[str, str]
     new: tuple[str, ...]
     findings: tuple[Finding, ...]
+    changes: tuple[Change, ...] = ()
+    stacks: Mapping[str, Stack] = field(default_factory=dict)
+    grown: Mapping[str, int] = field(default_factory=dict)
 
     def require(self, what: str, *, exact: bool = False) -> None:
         """Go on only if the adapter fits.
@@ -81,57 +110,175 @@ def fit(
     base: BaseModel,
     *,
     allow_new: bool = False,
+    allow_growth: bool = False,
+    config: Mapping[str, Json] = _NO_CONFIG,
     scheme: Scheme | None = None,
     computed: Callable[[str], bool] = lambda name: False,
 ) -> Fit:
     """Find the base tensor of every target and compare what can be compared.
 
-    A target's name is the base tensor's, or differs from it by one prefix that all targets share, or is
-    tied to a stored tensor. Findings: M-001 no such tensor, M-002 another shape, M-003 a quantized tensor,
-    M-004 other weights, M-005 no fingerprint, M-006 a prefix, M-007 two targets for one tensor, M-008 a new
-    tensor, M-009 a view and the base's own, M-010 fingerprints that a quantized base cannot have.
+    A target's name is the base tensor's, or what the model calls it where its checkpoint has another name, or
+    differs from these by one prefix that all targets share, or is tied to a stored tensor. Findings: M-001 no such
+    tensor, M-002 another shape, M-003 a quantized tensor, M-004 other weights, M-005 no fingerprint, M-006 a prefix,
+    M-007 two targets for one tensor, M-008 a new tensor, M-009 a view and the base's own, M-010 fingerprints that a
+    quantized base cannot have, M-011 a stack whose parts are stored, M-012 a table that grows.
 
     Args:
         adapter: what is to be merged.
         base: into what.
         allow_new: a full target may bring a tensor that the base does not have, such as a classifier.
+        allow_growth: a target that brings a whole table may bring one with more rows than the base's.
+        config: the configuration of the base, whose model type tells how its checkpoint names experts.
         scheme: how the base is quantized, where it is seen as the values that it stands for.
         computed: whether the tensor of that name is one of these values; its fingerprint proves nothing.
     """
-    stored_names = frozenset(base.names())
-    names = stored_names | frozenset(base.ties)
-    findings: list[Finding] = []
-    matches, missing = _match(adapter, names, findings)
-    new = tuple(target.name for target in missing if target.kind is Kind.FULL and allow_new)
-    findings += [_new(name) for name in new]
-    findings += _unmatched([target for target in missing if target.name not in new], names)
-    findings += _collisions(matches)
-    findings += _view(adapter, scheme)
-    compared = dequantized = 0
-    for target in adapter:
-        if target.name in matches:
-            matched = matches[target.name]
-            stored = matched if matched in stored_names else base.ties[matched]
-            problem = _compare(target, stored, base)
-            findings += [problem] if problem else []
-            if problem is None and target.fingerprint is not None:
-                compared += 1
-                if computed(stored):
-                    dequantized += 1
-                    continue
-                findings += _weights(target, stored, base)
-    silent = len(matches) - compared
-    if silent and not any(finding.severity is Severity.ERROR for finding in findings):
-        what = "no target" if not compared else f"{compared} of {len(matches)} targets"
-        message = f"{what} carries a fingerprint, so that nothing proves that these are the weights it was trained on"
-        findings.append(Finding("M-005", "", message, Severity.NOTE))
-    if dequantized:
-        message = (
-            f"the fingerprints of {plural(dequantized, 'target')} are of unquantized weights, and the base holds "
-            f"{scheme}, so that nothing proves that it was made from these"
+    return _Fitting(adapter, base, config, computed).fit(allow_new, allow_growth, scheme)
+
+
+class _Fitting:
+    """One comparison of an adapter with a base, and what it has found so far."""
+
+    def __init__(
+        self, adapter: Adapter, base: BaseModel, config: Mapping[str, Json], computed: Callable[[str], bool]
+    ) -> None:
+        self._adapter = adapter
+        self._base = base
+        self._stored = frozenset(base.names())
+        self._names = self._stored | frozenset(base.ties)
+        direct = all(target.name in self._names for target in adapter)
+        self._model = ModelNames({}, {}) if direct else model_names(self._stored, config)
+        self._model_type = model_type(config)
+        self._computed = computed
+        self._findings: list[Finding] = []
+        self._changes: list[Change] = []
+        self._stacks: dict[str, Stack] = {}
+        self._grown: dict[str, int] = {}
+        self._compared = self._dequantized = 0
+
+    def fit(self, allow_new: bool, allow_growth: bool, scheme: Scheme | None) -> Fit:
+        """Look at every target, and sum up."""
+        adapter, findings = self._adapter, self._findings
+        matches, missing = _match(
+            adapter, self._names | self._model.stacks.keys() | self._model.renamed.keys(), findings
         )
-        findings.append(Finding("M-010", "", message, Severity.NOTE))
-    return Fit(_verdict(findings), matches, new, tuple(findings))
+        matches = {name: self._model.renamed.get(place, place) for name, place in matches.items()}
+        new = tuple(target.name for target in missing if target.kind is Kind.FULL and allow_new)
+        findings += [_new(name) for name in new]
+        findings += self._unmatched([target for target in missing if target.name not in new])
+        findings += _view(adapter, scheme)
+        for target in adapter:
+            place = matches.get(target.name)
+            if place is None:
+                self._changes += [Change(target, target.name, target.name)] if target.name in new else []
+            elif place in self._names:
+                self._single(target, place, growing=allow_growth or declares_growth(adapter))
+            else:
+                self._stacked(target, place)
+        findings += _collisions(self._changes)
+        self._prove(len(matches), scheme)
+        return Fit(
+            verdict=_verdict(findings),
+            matches=matches,
+            new=new,
+            findings=tuple(findings),
+            changes=tuple(self._changes),
+            stacks=self._stacks,
+            grown=self._grown,
+        )
+
+    def _single(self, target: Target, place: str, *, growing: bool) -> None:
+        """A target of a tensor that is stored, or tied to one that is."""
+        stored = place if place in self._stored else self._base.ties[place]
+        change, length = target, target.length
+        if length is None and growing:
+            length = rows_brought(target, self._base.shape(stored))
+        problem = _compare(target, stored, self._base, length)
+        if length is not None and problem is None:
+            rows = self._base.shape(stored)[0]
+            change = with_all_rows(target, length)
+            self._grown[place] = length
+            self._findings.append(Finding("M-012", target.name, f"grows from {rows} rows to {length}", Severity.NOTE))
+        self._changes.append(Change(change, place, target.name))
+        self._findings += [problem] if problem else []
+        # A value that is longer than the base's tensor was not made from it, so that no fingerprint can be its.
+        if problem is None and target.fingerprint is not None and target.shape == self._base.shape(stored):
+            self._weights(target, [stored], lambda: target_fingerprint(target, self._base.array(stored)))
+
+    def _stacked(self, target: Target, name: str) -> None:
+        """A target of a stack of which the base stores the parts."""
+        tensors = self._model.stacks[name]
+        try:
+            stack = self._stacks.setdefault(name, stack_of(tensors, self._base))
+        except InvalidInputError as error:
+            self._findings.append(Finding("M-002", target.name, str(error)))
+            return
+        if target.kind not in DIVISIBLE or not fits_stack(target, stack):
+            shape = None if target.shape is None else list(target.shape)
+            message = f"the base has experts that make {list(stack.shape)}, stored as out in; the target is a "
+            message += f"{target.kind} of {shape}, {' '.join(target.layout) or 'without a layout'}"
+            self._findings.append(Finding("M-002", target.name, message))
+            return
+        first, last = tensors[0][0], tensors[-1][-1]
+        message = f"the base stores {plural(len(list(stack.names)), 'tensor')} in its place, {first} to {last}"
+        self._findings.append(Finding("M-011", target.name, message, Severity.NOTE))
+        for part in spread(target, stack):
+            self._changes.append(Change(part, part.name, target.name))
+            problem = _compare(part, part.name, self._base, None)
+            if problem is not None:
+                self._findings.append(problem)
+                return
+        if target.fingerprint is not None:
+            self._weights(target, stack.names, lambda: stack_fingerprint(stack, self._base))
+
+    def _weights(self, target: Target, stored: Iterable[str], actual: Callable[[], Digest]) -> None:
+        """Hold the fingerprint of a target against that of what the base stores."""
+        self._compared += 1
+        if any(self._computed(name) for name in stored):
+            self._dequantized += 1
+        elif actual() != target.fingerprint:
+            message = "the base has other weights than the adapter was made for"
+            self._findings.append(Finding("M-004", target.name, message, Severity.WARNING))
+
+    def _prove(self, matched: int, scheme: Scheme | None) -> None:
+        """What no fingerprint proves."""
+        if matched > self._compared and not any(finding.severity is Severity.ERROR for finding in self._findings):
+            what = "no target" if not self._compared else f"{self._compared} of {matched} targets"
+            message = (
+                f"{what} carries a fingerprint, so that nothing proves that these are the weights it was trained on"
+            )
+            self._findings.append(Finding("M-005", "", message, Severity.NOTE))
+        if self._dequantized:
+            message = (
+                f"the fingerprints of {plural(self._dequantized, 'target')} are of unquantized weights, and the base "
+                f"holds {scheme}, so that nothing proves that it was made from these"
+            )
+            self._findings.append(Finding("M-010", "", message, Severity.NOTE))
+
+    def _unmatched(self, missing: list[Target]) -> Iterator[Finding]:
+        names = self._names
+        modules = {name.rpartition(".")[0] for name in names if name.endswith(_QUANTIZED_BESIDE)}
+        for position, target in enumerate(missing):
+            module = target.name.rpartition(".")[0]
+            if any(packed == module or packed.endswith("." + module) for packed in modules):
+                yield Finding("M-003", target.name, "the base holds it quantized; merge into the unquantized base")
+                continue
+            if target.kind is Kind.EXPERTS and kept_apart(target.name, names):
+                yield Finding("M-001", target.name, _unknown_experts(self._model_type))
+                continue
+            alike = [name for name in names if name.rpartition(".")[2] == target.name.rpartition(".")[2]]
+            close = get_close_matches(target.name, alike, n=1) if position < _SUGGESTED else []
+            hint = f"; did you mean {close[0]}" if close else ""
+            extra = ", and new tensors were not allowed" if target.kind is Kind.FULL else ""
+            yield Finding("M-001", target.name, f"the base has no such tensor{extra}{hint}")
+
+
+def _unknown_experts(model: str | None) -> str:
+    """Why experts that are stored one by one make no stack here."""
+    if model is None:
+        return "the base stores every expert by itself, and without a config.json nothing tells how they are stacked"
+    if model in CONVENTIONS:
+        return "the base stores every expert by itself, and not all tensors that the stack is made of"
+    return f"the base stores every expert by itself, and how {model} stacks them is not known here"
 
 
 def _verdict(findings: Collection[Finding]) -> Verdict:
@@ -178,30 +325,21 @@ def _view(adapter: Adapter, scheme: Scheme | None) -> list[Finding]:
     return [Finding("M-009", "base/view", message, Severity.NOTE)]
 
 
-def _unmatched(missing: list[Target], names: frozenset[str]) -> Iterator[Finding]:
-    modules = {name.rpartition(".")[0] for name in names if name.endswith(_QUANTIZED_BESIDE)}
-    for position, target in enumerate(missing):
-        module = target.name.rpartition(".")[0]
-        if any(packed == module or packed.endswith("." + module) for packed in modules):
-            yield Finding("M-003", target.name, "the base holds it quantized; merge into the unquantized base")
-            continue
-        alike = [name for name in names if name.rpartition(".")[2] == target.name.rpartition(".")[2]]
-        close = get_close_matches(target.name, alike, n=1) if position < _SUGGESTED else []
-        hint = f"; did you mean {close[0]}" if close else ""
-        extra = ", and new tensors were not allowed" if target.kind is Kind.FULL else ""
-        yield Finding("M-001", target.name, f"the base has no such tensor{extra}{hint}")
-
-
-def _collisions(matches: Mapping[str, str]) -> Iterator[Finding]:
+def _collisions(changes: Collection[Change]) -> Iterator[Finding]:
     taken: dict[str, str] = {}
-    for name, stored in matches.items():
-        if stored in taken:
-            yield Finding("M-007", name, f"changes {stored}, which {taken[stored]} changes already")
-        taken.setdefault(stored, name)
+    for change in changes:
+        if change.place in taken:
+            yield Finding(
+                "M-007", change.origin, f"changes {change.place}, which {taken[change.place]} changes already"
+            )
+        taken.setdefault(change.place, change.origin)
 
 
-def _compare(target: Target, stored: str, base: BaseModel) -> Finding | None:
-    """The first thing that keeps ``target`` from changing the base tensor ``stored``."""
+def _compare(target: Target, stored: str, base: BaseModel, length: int | None) -> Finding | None:
+    """The first thing that keeps ``target`` from changing the base tensor ``stored``, or from growing it.
+
+    ``length`` is the number of rows that the tensor then has; None where it keeps its own.
+    """
     dtype, shape = base.dtype(stored), base.shape(stored)
     known = DTYPES.get(dtype)
     if target.kind is not Kind.FULL and (known is None or not known.is_wide_float):
@@ -215,14 +353,23 @@ def _compare(target: Target, stored: str, base: BaseModel) -> Finding | None:
                 "M-002", target.name, f"the base has shape {list(shape)}; rows to {target.rows[-1]} of {width} columns"
             )
         return None
-    if shape == target.shape:
+    if shape == target.shape or (length is not None and target.length is None):
         return _compare_elements(target, dtype)
     message = f"the base has shape {list(shape)}, the target {list(target.shape)}"
     if len(shape) == 2 and shape == target.shape[::-1] and target.kind in ORIENTED:
         message += f"; the base stores it transposed, the target says {list(target.layout)}"
     elif len(shape) == 2 and shape[1:] == target.shape[1:]:
-        message += "; a vocabulary of another size is not supported: resize the base's embeddings first"
+        message += _other_size(target, shape)
     return Finding("M-002", target.name, message)
+
+
+def _other_size(target: Target, shape: tuple[int, ...]) -> str:
+    """What to do about a table of another number of rows."""
+    if rows_brought(target, shape) is not None:
+        return "; --allow-growth takes it as a vocabulary that has grown"
+    if target.length is not None:
+        return f", which becomes {target.length} rows: this base is another one, or has grown already"
+    return "; a vocabulary of another size needs a target that brings the whole table"
 
 
 def _compare_elements(target: Target, dtype: str) -> Finding | None:
@@ -234,10 +381,3 @@ def _compare_elements(target: Target, dtype: str) -> Finding | None:
     if own == dtype or wide:
         return None
     return Finding("M-003", target.name, f"the base holds {dtype}, the adapter's value is {own}")
-
-
-def _weights(target: Target, stored: str, base: BaseModel) -> list[Finding]:
-    actual = target_fingerprint(target, base.array(stored))
-    if actual == target.fingerprint:
-        return []
-    return [Finding("M-004", target.name, "the base has other weights than the adapter was made for", Severity.WARNING)]

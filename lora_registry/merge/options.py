@@ -27,6 +27,7 @@ class MergeOptions:
         tied: what happens where the adapter changes one of two tied tensors; see
             :data:`~lora_registry.ops.tied.TiedPolicy`.
         allow_new: full targets may bring tensors that the base does not have.
+        allow_growth: targets that bring a whole table may bring one with more rows than the base's.
         require_exact: refuse unless fingerprints prove that this is the base the adapter was made for.
         hashed: whether the receipt gets digests of the weights; without, nobody can check or undo the merge by it.
         requantize: of a quantized base, write the changed weights in its own scheme again, instead of all of it
@@ -37,6 +38,7 @@ class MergeOptions:
     dtype: str | Iterable[str] | None = None
     tied: TiedPolicy = "untie"
     allow_new: bool = False
+    allow_growth: bool = False
     require_exact: bool = False
     hashed: bool = True
     requantize: bool = False
@@ -48,6 +50,7 @@ class MergeOptions:
             "dtype": DtypeRules.parse(self.dtype).to_json(),
             "tied": self.tied,
             "allow_new": self.allow_new,
+            "allow_growth": self.allow_growth,
             "require_exact": self.require_exact,
             "hash": self.hashed,
             "requantize": self.requantize,

@@ -7,6 +7,7 @@ from pathlib import Path
 from lora_registry.adapter import Adapter
 from lora_registry.format.edit import edited
 from lora_registry.merge.against import hold_against
+from lora_registry.merge.stacked import stack_fingerprint
 from lora_registry.ops.fingerprint import target_fingerprint
 from lora_registry.progress import Counted, Progress
 
@@ -34,6 +35,9 @@ def pin(adapter: Adapter, base: str | Path, *, progress: Progress | None = None)
     hashed = Counted(progress, len(fitted.matches))
     for target in adapter:
         name = fitted.matches[target.name]
-        prints[target.name] = target_fingerprint(target, model.array(name if name in stored else model.ties[name]))
+        if name in fitted.stacks:
+            prints[target.name] = stack_fingerprint(fitted.stacks[name], model)
+        else:
+            prints[target.name] = target_fingerprint(target, model.array(name if name in stored else model.ties[name]))
         hashed.advance(1)
     return edited(adapter, targets=adapter.with_fingerprints(prints).targets)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from lora_registry.adapter import Adapter, Kind, Target
+from lora_registry.adapter import Kind, Target
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import ConflictError, InconclusiveError, UnsupportedError
 from lora_registry.format.container import Entry, encode_header
@@ -153,7 +153,6 @@ class _Changes:
 
 
 def make_plan(
-    adapter: Adapter,
     base: Checkpoint,
     fitted: Fit,
     *,
@@ -163,9 +162,9 @@ def make_plan(
     """Decide what every file of the output holds.
 
     Args:
-        adapter: the changes, all of which can be merged (:mod:`lora_registry.ops.mergeable`).
-        base: what is changed.
-        fitted: how the targets match; must not be ``does-not-fit``.
+        base: what is changed, with room for the rows that are added to it.
+        fitted: the changes, all of which can be merged (:mod:`lora_registry.ops.mergeable`); must not be
+            ``does-not-fit``.
         dtypes: element types in the output; without a rule, each tensor keeps its own.
         tied: what happens to tied tensors.
 
@@ -176,11 +175,11 @@ def make_plan(
         UsageError: a rule of ``dtypes`` is for no tensor.
     """
     changes = _Changes(base, tied)
-    for target in adapter:
-        if target.name in fitted.matches:
-            changes.take(target, fitted.matches[target.name])
+    for change in fitted.changes:
+        if change.place in fitted.new:
+            changes.by_tensor[change.place].append(change.target)
         else:
-            changes.by_tensor[target.name].append(target)
+            changes.take(change.target, change.place)
     changes.check()
     last = max(base.shards)
     added = {name: base.places[source] for name, source in changes.added.items()}

@@ -13,8 +13,9 @@ from lora_registry.adapter import Adapter, Json, Kind, Target
 from lora_registry.errors import UsageError
 from lora_registry.merge.base import Checkpoint, open_base
 from lora_registry.merge.expectation import Expected, expect
-from lora_registry.merge.fit import fit
+from lora_registry.merge.fit import Change, fit
 from lora_registry.merge.formula import matrix_shape
+from lora_registry.merge.growth import with_room
 from lora_registry.merge.judge import Answer, Judgement, judge
 from lora_registry.merge.matrix import matrix, unrounded_matrix
 from lora_registry.merge.quantized_base import open_view
@@ -140,17 +141,25 @@ def recompute(
     if rows < 1:
         raise UsageError("verify needs at least one row")
     base, merged = open_view(base_path, adapter), open_base(merged_path)
-    matches: dict[str, str] = {}
+    changes: tuple[Change, ...] = ()
     notes = [] if base.scheme is None else [f"the base is quantized ({base.scheme}); its dequantized values count"]
     if adapter is not None:
-        check_mergeable(adapter)
-        fitted = fit(adapter, base, allow_new=True, scheme=base.scheme, computed=base.is_computed)
+        check_mergeable(adapter, growth=True)
+        fitted = fit(
+            adapter,
+            base,
+            allow_new=True,
+            allow_growth=True,
+            config=base.config,
+            scheme=base.scheme,
+            computed=base.is_computed,
+        )
         require_plain(base, fitted)
         fitted.require(f"the adapter and {base.path}")
-        matches = dict(fitted.matches)
+        base, changes = with_room(base, fitted), fitted.changes
         for rule in ("M-004", *(("M-009", "M-010") if base.scheme is not None else ())):
             notes += [finding.message for finding in fitted.findings if finding.rule == rule][:1]
-    expected = expect(adapter, matches, base, merged, tied)
+    expected = expect(changes, base, merged, tied)
     changed, untouched = [], []
     random = np.random.default_rng(seed)
     done = Counted(progress, len(expected.tensors))
@@ -207,7 +216,7 @@ def _judge(
         after,
         picked,
         unrounded=unrounded_matrix(base, expected.source, flat),
-        quantized=base.is_computed(expected.source),
+        quantized=base.scheme is not None and base.is_computed(expected.source),
         once_only=once_only,
     )
 

@@ -64,7 +64,7 @@ def find_ties(base: BaseModel, config: Mapping[str, Json]) -> dict[str, str]:
     is not stored must come from the input embedding, and one that is stored is tied if its values are equal.
     """
     flag = tie_flag(config)
-    pair = None if flag is False else _pair(frozenset(base.names()), config)
+    pair = None if flag is False else embedding_pair(frozenset(base.names()), config)
     if pair is None:
         return {}
     source, output = pair
@@ -75,8 +75,11 @@ def find_ties(base: BaseModel, config: Mapping[str, Json]) -> dict[str, str]:
     return {output: source}
 
 
-def _pair(names: frozenset[str], config: Mapping[str, Json]) -> tuple[str, str] | None:
-    """The input embedding that is stored, and the name of the output embedding that the model has."""
+def embedding_pair(names: frozenset[str], config: Mapping[str, Json]) -> tuple[str, str] | None:
+    """The input embedding that is stored, and the name of the output embedding that the model has, stored or not.
+
+    None where neither name is known, or the model has no head.
+    """
     architectures = config.get("architectures")
     headless = isinstance(architectures, list) and not any(_WITH_HEAD.search(str(name)) for name in architectures)
     for name in sorted(names):

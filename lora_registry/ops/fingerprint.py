@@ -8,13 +8,14 @@ logical axis order (spec section 9).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from lora_registry.adapter import Kind, Target
 from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
+from lora_registry.errors import UnsupportedError
 from lora_registry.format.canonical import encode
 from lora_registry.ops.arrays import Array, as_bytes, dtype_name, numpy_dtype
 
@@ -62,14 +63,32 @@ def fingerprint(array: Array) -> Digest:
     Raises:
         UnsupportedError: the element type is none of safetensors'.
     """
-    name = dtype_name(array.dtype)
-    widens = DTYPES[name].floating and name != "F64"
-    state = hashlib.sha256(_DOMAIN + encode(list(array.shape)) + b"\0")
-    if not widens:
-        state.update(name.encode() + b"\0")
-    dtype = np.dtype("<f4") if widens else numpy_dtype(name)
-    for block in _blocks(array):
-        state.update(as_bytes(np.ascontiguousarray(block, dtype=dtype)))
+    return stacked_fingerprint(array.shape, (array,))
+
+
+def stacked_fingerprint(shape: tuple[int, ...], arrays: Iterable[Array]) -> Digest:
+    """The fingerprint of a tensor of ``shape`` of which ``arrays`` are the parts, in row-major order.
+
+    Args:
+        shape: of the whole.
+        arrays: at least one, of one element type.
+
+    Raises:
+        UnsupportedError: the element type is none of safetensors', or there are several.
+    """
+    state = hashlib.sha256(_DOMAIN + encode(list(shape)) + b"\0")
+    first = None
+    for array in arrays:
+        name = dtype_name(array.dtype)
+        widens = DTYPES[name].floating and name != "F64"
+        if first is None and not widens:
+            state.update(name.encode() + b"\0")
+        first = first or name
+        if name != first and not (widens and first != "F64" and DTYPES[first].floating):
+            raise UnsupportedError(f"a tensor of {first} and {name} has no fingerprint")
+        dtype = np.dtype("<f4") if widens else numpy_dtype(name)
+        for block in _blocks(array):
+            state.update(as_bytes(np.ascontiguousarray(block, dtype=dtype)))
     return Digest(state.hexdigest())
 
 

@@ -7,19 +7,23 @@ from lora_registry.errors import UnsupportedError, refusal
 from lora_registry.format.data_rules import check_data
 
 
-def check_mergeable(adapter: Adapter) -> None:
+def check_mergeable(adapter: Adapter, *, growth: bool = False) -> None:
     """Refuse an adapter that no merge can hold.
+
+    Args:
+        adapter: any.
+        growth: whether the merge can add rows to a table.
 
     Raises:
         UnsupportedError: see :func:`check_applicable` and :func:`check_target`.
         IntegrityError, InvalidInputError: see :func:`check_applicable`.
     """
-    check_applicable(adapter, "merged weights would be on always; serve it unmerged")
+    check_applicable(adapter, "merged weights would be on always; serve it unmerged", growth=growth)
     for target in adapter:
-        check_target(target)
+        refuse_groups(target)
 
 
-def check_applicable(adapter: Adapter, why: str) -> None:
+def check_applicable(adapter: Adapter, why: str, *, growth: bool = False) -> None:
     """Refuse an adapter that is not, from the first token on, a change of the tensors that the base has.
 
     Reads all of its data: receipts and metadata name it by its content digest, which says nothing about bytes that
@@ -28,14 +32,15 @@ def check_applicable(adapter: Adapter, why: str) -> None:
     Args:
         adapter: any.
         why: what would go wrong with a gate, for the message.
+        growth: whether rows can be added to a table.
 
     Raises:
-        UnsupportedError: the adapter has a gate (P-046), or adds rows to a table (P-042).
+        UnsupportedError: the adapter has a gate (P-046), or adds rows to a table that cannot grow (P-042).
         IntegrityError: its bytes are others than those that it states (R-035).
         InvalidInputError: the positions of a sparse change are out of order (R-045).
     """
     refuse_gate(adapter, why)
-    for target in adapter:
+    for target in adapter if not growth else ():
         _refuse_growth(target)
     if findings := check_data(adapter):
         raise refusal("the adapter", findings)
@@ -79,6 +84,6 @@ def _refuse_growth(target: Target) -> None:
     if target.length is not None:
         assert target.shape is not None  # R-044: rows are added to a known number of them
         raise UnsupportedError(
-            f"{target.name}: adds {target.length - target.shape[0]} rows to the {target.shape[0]} of the base: neither "
-            "a merge that grows the vocabulary nor a run with a grown one is supported"
+            f"{target.name}: adds {target.length - target.shape[0]} rows to the {target.shape[0]} of the base: only a "
+            "merge into a checkpoint grows the vocabulary"
         )

@@ -149,9 +149,9 @@ def grown() -> Adapter:
 def test_what_no_merge_can_hold_is_refused_everywhere(
     adapter: Adapter, message: str, tiny_dir: Folders, tmp_path: Path
 ) -> None:
-    """A gate, and rows behind the base's: by name, in a folder, a file, ONNX, beside the weights and in the proof.
+    """A gate, in a folder, a file, ONNX, beside the weights and in the proof; rows behind the base's but in a folder.
 
-    P-042, P-046, P-047.
+    By name: P-042, P-046, P-047.
     """
     write_adapter(adapter, tmp_path / "a.loreg.safetensors")
     adapter = read_adapter(tmp_path / "a.loreg.safetensors")
@@ -159,9 +159,12 @@ def test_what_no_merge_can_hold_is_refused_everywhere(
     onnx = export(module, "raw", tmp_path / "base.onnx")
     before = sorted(tmp_path.iterdir())
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    for attempt in (
+    checkpoints = (
         lambda: merge_checkpoint(adapter, folder, tmp_path / "out"),
         lambda: merge_checkpoint(adapter, folder / "model.safetensors", tmp_path / "out.safetensors"),
+    )
+    for attempt in (
+        *(checkpoints if adapter.gate else ()),
         lambda: merge_onnx(adapter, onnx, tmp_path / "out.onnx"),
         lambda: Adapted(module, adapter),
         lambda: verify(folder, folder, adapter),

@@ -140,6 +140,7 @@ def test_the_receipt_tells_the_digests_of_all_files(peft_merge, tiny_dir, tmp_pa
         assert told == found
     assert receipt["options"] == {
         "allow_new": False,
+        "allow_growth": False,
         "dtype": None,
         "hash": True,
         "require_exact": False,
