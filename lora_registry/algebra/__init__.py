@@ -17,6 +17,7 @@ change, and its singular values are those of a core as small as the ranks.
 :mod:`~.recipe`        how adapters are to be combined
 :mod:`~.election`      ties and dare element by element, each convention by its name
 :mod:`~.mixture`       the elementwise methods on one tensor
+:mod:`~.replacements`  rows of one table from several adapters
 :mod:`~.orthogonalize` a change without the directions of others
 :mod:`~.combine`       one adapter out of several; subtract and negate
 :mod:`~.resize`        fewer ranks, with the error certified

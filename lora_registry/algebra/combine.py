@@ -1,7 +1,8 @@
 """One adapter out of several: weighted sums, exact or truncated, and the elementwise methods.
 
 For the sums everything follows from the factors; no matrix of the size of the base tensor is made. A target that
-replaces values (full, tokens) has no weight: it is taken over where one adapter alone has it, and refused elsewhere.
+replaces values (full, tokens) has no weight: it is taken over where one adapter alone has it, rows of one table are
+put beside each other where no two adapters have the same, and all else is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lora_registry.algebra.lineage import Parent, common_fingerprint, descendant
 from lora_registry.algebra.mixture import Mixture
 from lora_registry.algebra.orthogonalize import orthogonalized
 from lora_registry.algebra.recipe import ELEMENTWISE, Method, Recipe
+from lora_registry.algebra.replacements import joined
 from lora_registry.algebra.resize import truncated
 from lora_registry.algebra.retention import Retention, bias_of, retained
 from lora_registry.algebra.slices import refilled, slices
@@ -157,7 +159,7 @@ class _Work:
     def combined(self, shares: Sequence[_Share]) -> Target:
         """The one target of a base tensor."""
         if any(replaces(share.target) for share in shares):
-            return self._taken_over(*shares)
+            return self._taken_over(shares)
         plain = aligned([share.target for share in shares])
         shares = [replace(share, target=target) for share, target in zip(shares, plain, strict=True)]
         like = replace(
@@ -174,17 +176,23 @@ class _Work:
             return self._beside(like, shares)
         return self._summed(like, shares)
 
-    def _taken_over(self, share: _Share, *others: _Share) -> Target:
-        target = share.target
-        if others:
-            raise UnsupportedError(f"{target.name}: one adapter replaces its values, and another one changes them too")
-        if share.weight <= 0:
-            raise _no_weight(target)
-        if share.weight != 1:
-            self.notes.append(
-                f"{target.name}: replaces values, to which the weight {share.weight:g} does not apply; kept"
-            )
-        return target
+    def _taken_over(self, shares: Sequence[_Share]) -> Target:
+        target = joined([share.target for share in shares])
+        for share in shares:
+            if share.weight <= 0:
+                raise _no_weight(target)
+            if share.weight != 1:
+                self.notes.append(
+                    f"{target.name}: replaces values, to which the weight {share.weight:g} does not apply; kept"
+                )
+        if len(shares) == 1:
+            return target
+        plain = [share.target for share in shares]
+        return replace(
+            target,
+            fingerprint=common_fingerprint(plain, self._recipe.force, self.notes.append),
+            extra=self._common_extra(plain),
+        )
 
     def _common_extra(self, targets: Sequence[Target]) -> Mapping[str, Json]:
         extra = targets[0].extra

@@ -236,6 +236,40 @@ def test_values_that_one_adapter_alone_replaces_are_taken_over_and_it_is_said() 
         negate(Parent(one))
 
 
+def trained(rows: tuple[int, ...], value: float, **more: Any) -> Target:
+    """Trained rows of a table of width 3."""
+    values = from_array(np.full((len(rows), 3), value, more.pop("dtype", np.float32)))
+    return Target(
+        name="t", kind=Kind.TOKENS, layout=("in", "out"), shape=more.pop("shape", None), tensors={"value": values},
+        rows=rows, **more,
+    )  # fmt: skip
+
+
+def test_rows_that_no_two_adapters_replace_are_put_beside_each_other() -> None:
+    """In ascending order, whichever adapter has them."""
+    parts = [trained((1, 7), 1.0), trained((0, 3, 9), 2.0, shape=(20, 3)), trained((4,), 3.0)]
+    made = only(mixed(Recipe(method=Method.CAT), (1.0, 1.0, 1.0), *parts).adapter)
+    assert made.rows == (0, 1, 3, 4, 7, 9)
+    assert made.shape == (20, 3)
+    assert to_array(made.tensors["value"])[:, 0].tolist() == [2, 1, 2, 3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (trained((2, 7), 2.0), "t: several adapters replace its rows 7"),
+        (trained((2,), 2.0, dtype=np.float16), "t: the adapters replace rows of other tables"),
+        (trained((2,), 2.0, shape=(20, 3)), "t: the adapters replace rows of other tables"),
+        (trained((30,), 2.0, length=31), "t: the adapters replace rows of other tables"),
+        (full("t"), "t: one adapter replaces its values, and another one changes them too"),
+    ],
+)
+def test_rows_that_do_not_go_together_are_refused(other: Target, said: str) -> None:
+    """The same row twice, another element type, length or shape of the table, or something else on it."""
+    with pytest.raises(UnsupportedError, match=said):
+        mixed(Recipe(method=Method.CAT), (1.0, 1.0), trained((1, 7), 1.0, shape=(21, 3)), other)
+
+
 def loha(**more: Any) -> Target:
     random = np.random.default_rng(9)
     shapes = {"A1": (2, 10), "B1": (OUT, 2), "A2": (3, 10), "B2": (OUT, 3)}
