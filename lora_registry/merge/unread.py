@@ -26,7 +26,7 @@ def require_plain(base: Checkpoint, fitted: Fit) -> None:
     if method is None:
         return
     wrong = {finding.place for finding in fitted.findings if finding.severity is Severity.ERROR and finding.place}
-    wrong |= {target for target, place in fitted.matches.items() if _has_more(place, base)}
+    wrong |= {change.origin for change in fitted.changes if _has_more(change.place, base)}
     if wrong:
         raise UnsupportedError(
             f"{base.path} is quantized by {method!r}, which loreg does not read, and {listed(sorted(wrong), 2)} of it "
