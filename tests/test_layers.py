@@ -76,7 +76,20 @@ def test_no_module_is_longer_than_five_hundred_lines() -> None:
 
 PACKAGES = [
     f"lora_registry/{name}"
-    for name in ("algebra", "audit", "conformance", "format", "merge", "onnx", "ops", "quantized", "runtime", "store")
+    for name in (
+        "algebra",
+        "audit",
+        "conformance",
+        "device",
+        "format",
+        "lpatch",
+        "merge",
+        "onnx",
+        "ops",
+        "quantized",
+        "runtime",
+        "store",
+    )
 ]
 
 

@@ -4,6 +4,7 @@
 :mod:`~.words`      differences of the bits of two arrays
 :mod:`~.product`    the change of an adapter, the same on every machine
 :mod:`~.block`      what a patch holds, compressed
+:mod:`~.runs`       how bytes are made of the other side's
 :mod:`~.header`     what a patch says: files, products, runs
 :mod:`~.places`     where the tensors of an ONNX model lie in its files
 :mod:`~.recipes`    which tensors an adapter explains

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO
 
-from lora_registry.adapter import Adapter
+from lora_registry.adapter import Adapter, Json
 from lora_registry.digest import Digest
 from lora_registry.errors import InvalidInputError, NotAllowedError
 from lora_registry.format.files import atomic_write, refuse_existing, storage_errors
@@ -57,6 +57,12 @@ class PatchSize:
     literals: int
     products: int
     unexplained: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Json]:
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "unexplained": list(self.unexplained)
+        }
 
 
 def write_patch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from lora_registry.cli.onnx.map import map_
+from lora_registry.cli.onnx.patch import apply, patch_, revert
 
 
 @click.group("onnx")
@@ -12,5 +13,5 @@ def onnx() -> None:
     """See into ONNX models, and make them ready for adapters."""
 
 
-for _command in (map_,):
+for _command in (map_, patch_, apply, revert):
     onnx.add_command(_command)
