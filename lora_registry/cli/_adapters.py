@@ -29,7 +29,9 @@ class Opened:
     report: Report | None = None
 
 
-def open_any(source: str, registry_home: str | None, format_name: str | None = None) -> Opened:
+def open_any(
+    source: str, registry_home: str | None, format_name: str | None = None, model: Path | None = None
+) -> Opened:
     """Open what the user named.
 
     An existing path wins over a reference; where both exist the request is refused, because guessing
@@ -48,7 +50,7 @@ def open_any(source: str, registry_home: str | None, format_name: str | None = N
             raise UsageError(
                 f"{source!r} is a path here and a reference in the registry: write ./{source} for the path"
             )
-        return open_path(path, format_name)
+        return open_path(path, format_name, model)
     if source.startswith((".", "/", "~")):
         raise NotFoundError(f"no such file or folder: {source}")
     if format_name is not None:
@@ -59,7 +61,9 @@ def open_any(source: str, registry_home: str | None, format_name: str | None = N
         raise NotFoundError(f"{error}, and no file or folder {source} here") from None
 
 
-def open_sound(source: str, registry_home: str | None, format_name: str | None = None) -> Opened:
+def open_sound(
+    source: str, registry_home: str | None, format_name: str | None = None, model: Path | None = None
+) -> Opened:
     """Open what the user named, and hold all of its bytes against their digests before anything follows from them.
 
     Raises:
@@ -68,25 +72,29 @@ def open_sound(source: str, registry_home: str | None, format_name: str | None =
     """
     from lora_registry.format.data_rules import check_data
 
-    opened = open_any(source, registry_home, format_name)
+    opened = open_any(source, registry_home, format_name, model)
     if findings := check_data(opened.adapter):
         raise refusal(source, findings)
     return opened
 
 
-def open_path(path: Path, format_name: str | None = None) -> Opened:
+def open_path(path: Path, format_name: str | None = None, model: Path | None = None) -> Opened:
     """Open a native file or a foreign file or folder.
 
     Args:
         path: what to open.
         format_name: the converter to use instead of the one that recognizes the path.
+        model: the model whose adapter it is, for formats that are one model's.
     """
-    from lora_registry.convert.discover import converter, detect
+    from lora_registry.convert.discover import converter, detect, for_model
     from lora_registry.format.reader import is_native, read_adapter
 
     if format_name == "native" or (format_name is None and is_native(path)):
+        if model is not None:
+            raise UsageError(f"{path} is a native file, which is for no one model: leave out --model")
         return Opened(read_adapter(path), str(path))
-    adapter, report = (detect(path) if format_name is None else converter(format_name)).read(path)
+    chosen = detect(path) if format_name is None else converter(format_name)
+    adapter, report = for_model(chosen, model).read(path)
     return Opened(adapter, str(path), report)
 
 

@@ -13,6 +13,8 @@ from lora_registry.cli._report import print_report, refuse_losses
 from lora_registry.errors import UsageError
 from lora_registry.text import printable
 
+_BY_SUFFIX = {".safetensors": "native", ".onnx_adapter": "onnx-adapter"}
+
 
 @command(
     "convert",
@@ -20,13 +22,17 @@ from lora_registry.text import printable
 loreg convert ./my-peft-adapter tone.loreg.safetensors
 loreg convert tone.loreg.safetensors ./peft-folder --to peft
 loreg convert support/tone:1 ./peft-folder --to peft --strict
+loreg convert support/tone:1 tone.onnx_adapter --model switchable.onnx
 """,
 )
 @click.argument("source", metavar="ADAPTER", type=ADAPTER)
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option("--from", "source_format", metavar="FORMAT", help="Read ADAPTER as this format instead of detecting it.")
+@click.option("--to", "format_name", metavar="FORMAT", help="Format to write; by default DESTINATION's suffix says it.")
 @click.option(
-    "--to", "format_name", metavar="FORMAT", help="Format to write; native where DESTINATION ends in .safetensors."
+    "--model",
+    type=click.Path(path_type=Path),
+    help="The switchable model whose adapter is read or written (.onnx_adapter).",
 )
 @click.option("--strict", is_flag=True, help="Refuse if anything is dropped.")
 @click.option("--overwrite", is_flag=True, help="Replace a native file that exists.")
@@ -37,6 +43,7 @@ def convert(
     destination: Path,
     source_format: str | None,
     format_name: str | None,
+    model: Path | None,
     strict: bool,
     overwrite: bool,
     registry_home: str | None,
@@ -47,21 +54,25 @@ def convert(
     What cannot be carried without changing the meaning is refused; whatever else is not a plain copy is
     listed. `loreg formats` names the formats.
     """
-    from lora_registry.convert.discover import converter
+    from lora_registry.convert.discover import converter, for_model
+    from lora_registry.convert.protocol import ForModel
     from lora_registry.convert.write import write_as
     from lora_registry.format.identity import content_digest
     from lora_registry.format.writer import write_adapter
 
-    opened = open_sound(source, registry_home, source_format)
-    refuse_losses(opened.report, strict=strict)
-    target = format_name or ("native" if destination.suffix == ".safetensors" else None)
+    target = format_name or _BY_SUFFIX.get(destination.suffix)
     if target is None:
-        raise UsageError("say which format to write with --to, or let DESTINATION end in .safetensors")
+        raise UsageError(f"say which format to write with --to, or let DESTINATION end in {' or '.join(_BY_SUFFIX)}")
+    writer = None if target == "native" else converter(target)
+    writes_for_model = isinstance(writer, ForModel)
+    opened = open_sound(source, registry_home, source_format, None if writes_for_model else model)
+    refuse_losses(opened.report, strict=strict)
     written = None
-    if target == "native":
+    if writer is None:
         write_adapter(opened.adapter, destination, overwrite=overwrite)
     else:
-        written = write_as(converter(target), opened.adapter, destination, strict=strict)
+        writer = for_model(writer, model) if writes_for_model else writer
+        written = write_as(writer, opened.adapter, destination, strict=strict)
     content = content_digest(opened.adapter)
     if as_json:
         print_json(

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_registry.convert.protocol import Converter
+from lora_registry.convert.protocol import Converter, ForModel
 from lora_registry.errors import MachineError, NotFoundError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -102,3 +102,16 @@ def detect(path: Path) -> Converter:
     broken = "".join(f"; the plugin {name!r} could not be asked ({why})" for name, why in installed().broken.items())
     known = ", ".join(["native", *converters()])
     raise UnsupportedError(f"{path} is no adapter in a format that loreg reads: {known}{broken}")
+
+
+def for_model(chosen: Converter, model: Path | None) -> Converter:
+    """``chosen`` for the adapters of ``model``, where one is named.
+
+    Raises:
+        UsageError: a model is named, and the format does not ask for one.
+    """
+    if model is None:
+        return chosen
+    if not isinstance(chosen, ForModel):
+        raise UsageError(f"the format {chosen.name!r} is not for one model: leave out --model")
+    return chosen.for_model(model)

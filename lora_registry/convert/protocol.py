@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lora_registry.adapter import Adapter
 from lora_registry.convert.report import Report
@@ -39,5 +39,18 @@ class Converter(Protocol):
         Raises:
             ConflictError: ``path`` exists.
             UnsupportedError: the foreign format cannot say what the adapter says.
+        """
+        ...
+
+
+@runtime_checkable
+class ForModel(Protocol):
+    """A converter whose files mean nothing without a model: their names are those of the model's inputs."""
+
+    def for_model(self, model: Path) -> Converter:
+        """The converter for the adapters of one model.
+
+        Args:
+            model: the file of the model; looked at when something is read or written.
         """
         ...
