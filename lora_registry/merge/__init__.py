@@ -16,7 +16,8 @@
 :mod:`~.engine`          all files of weights, written by several workers
 :mod:`~.output`          one of these files while it is written
 :mod:`~.processor`       what computes the blocks
-:mod:`~.kernel`          the arithmetic of a block
+:mod:`~.accelerator`     a GPU as such, by torch
+:mod:`~.kernel`          the arithmetic of a block, on the CPU
 :mod:`~.workers`         the threads
 :mod:`~.hashing`         digests of files whose blocks come in any order
 :mod:`~.journal`         what is on the disk already, for a merge that is killed

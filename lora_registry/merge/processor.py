@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from lora_registry.errors import UnsupportedError
+from lora_registry.errors import MissingPackageError
 from lora_registry.merge.kernel import BlockKernel, Kernel, Read
 from lora_registry.merge.plan import Part
 from lora_registry.merge.ranges import Largest, for_caches
@@ -86,4 +86,10 @@ def processor_for(device: Device) -> Processor:
     """
     if device == "cpu":
         return Cpu()
-    raise UnsupportedError(f"the sums are not computed on {device} yet")
+    try:
+        from lora_registry.merge.accelerator import Accelerator
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingPackageError("torch", "torch") from error
+    return Accelerator.cuda()

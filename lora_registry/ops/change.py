@@ -160,6 +160,16 @@ class RowMerger:
         shape: shape of the base tensor as stored.
         dtype: float32, or float64 for an F64 base.
 
+    Attributes:
+        target: the same.
+        size: elements of the tensor.
+        dtype: type of the computation, and of the arrays below.
+        matrix: what the factors make; None of kinds without.
+        delta: what is added, of a bias or sparse target, times the scale.
+        index: flat positions of a sparse target, ascending.
+        magnitude: that of each output.
+        value: what stands for W, flat.
+
     Raises:
         InvalidInputError: ``shape`` is not that of the target, a row or a position lies beyond it, or the rows of a
             tokens target are integers (P-054).
@@ -179,16 +189,16 @@ class RowMerger:
             raise InvalidInputError(f"{target.name}: rows of integers in a table of floating-point numbers (P-054)")
         self.target = target
         self.size = prod(shape)
-        self._dtype = np.dtype(dtype)
-        self._matrix: Matrix | None = change_matrix(target, self._dtype) if target.kind in FACTORED else None
+        self.dtype = np.dtype(dtype)
+        self.matrix: Matrix | None = change_matrix(target, self.dtype) if target.kind in FACTORED else None
         # Only factors and rows of tokens need to know where a row ends; those of tokens are along the second axis.
-        self._columns = self._matrix.shape[1] if self._matrix is not None else prod(shape[1:2])
-        self._delta = scaled(target, "delta", self._dtype) if "delta" in target.tensors else None
-        self._index = positions(target) if target.kind is Kind.SPARSE else None
-        self._magnitude = to_array(target.tensors["magnitude"]).astype(self._dtype) if self._is_dora else None
+        self._columns = self.matrix.shape[1] if self.matrix is not None else prod(shape[1:2])
+        self.delta = scaled(target, "delta", self.dtype) if "delta" in target.tensors else None
+        self.index = positions(target) if target.kind is Kind.SPARSE else None
+        self.magnitude = to_array(target.tensors["magnitude"]).astype(self.dtype) if self._is_dora else None
         self._factor: Array | None = None
         value = own_weight(target)
-        self._value = None if value is None else value.reshape(-1)
+        self.value = None if value is None else value.reshape(-1)
 
     @property
     def _is_dora(self) -> bool:
@@ -211,12 +221,12 @@ class RowMerger:
     @property
     def is_product(self) -> bool:
         """Whether the change is a matrix that is added to W, and nothing else: :meth:`write_change` gives it."""
-        return self._matrix is not None and not self._is_dora and self._value is None
+        return self.matrix is not None and not self._is_dora and self.value is None
 
     def write_change(self, start: int, stop: int, out: Array) -> None:
         """Write W' - W of the elements ``start`` to ``stop``, whole rows; only where :attr:`is_product`."""
-        assert self._matrix is not None
-        self._matrix.write(start // self._columns, out[: stop - start].reshape(-1, self._columns))
+        assert self.matrix is not None
+        self.matrix.write(start // self._columns, out[: stop - start].reshape(-1, self._columns))
 
     def blocks(self, elements: int = BLOCK) -> Iterator[tuple[int, int]]:
         """Ranges of about ``elements`` elements, whole rows each, that cover the tensor in order."""
@@ -230,22 +240,22 @@ class RowMerger:
         Args:
             read: gives the elements of the base tensor in a range; called for every block in order.
         """
-        assert self._matrix is not None
-        assert self._magnitude is not None
+        assert self.matrix is not None
+        assert self.magnitude is not None
         squares = np.zeros(self._columns, dtype=np.float64)
-        block = np.empty(next(self.blocks())[1], dtype=self._dtype)
+        block = np.empty(next(self.blocks())[1], dtype=self.dtype)
         for start, stop in self.blocks():
-            self._sum(self._matrix, start, stop, read(start, stop), block[: stop - start])
+            self._sum(self.matrix, start, stop, read(start, stop), block[: stop - start])
             total = block[: stop - start].reshape(-1, self._columns)
             squares += np.einsum("rc,rc->c", total, total, dtype=np.float64)
         norms = np.sqrt(squares)
         self._refuse_overflow(norms)
-        self._factor = (self._magnitude / norms).astype(self._dtype)
+        self._factor = (self.magnitude / norms).astype(self.dtype)
 
     def base(self, start: int, stop: int, read: Array) -> Array:
         """What the change is made on: the target's own value where it has one, else what was read; widened."""
-        block = read if self._value is None else self._value[start:stop]
-        return block.astype(self._dtype, copy=False)
+        block = read if self.value is None else self.value[start:stop]
+        return block.astype(self.dtype, copy=False)
 
     def merge(self, start: int, stop: int, base: Array, out: Array | None = None) -> Array:
         """W' of the elements ``start`` to ``stop``, unrounded.
@@ -264,7 +274,7 @@ class RowMerger:
             InvalidInputError: the result is not finite where the base is.
         """
         with np.errstate(all="ignore"):  # what goes wrong shows in the result, which is checked
-            result = np.empty(stop - start, dtype=self._dtype) if out is None else out
+            result = np.empty(stop - start, dtype=self.dtype) if out is None else out
             self._merge(start, stop, base, result)
             # One reduction tells that all is well, as NaN and infinity spread into it; only otherwise look closer.
             suspicious = not np.isfinite(np.dot(result, result))
@@ -273,19 +283,19 @@ class RowMerger:
         return result
 
     def _merge(self, start: int, stop: int, base: Array, result: Array) -> None:
-        if self._matrix is not None:
-            self._sum(self._matrix, start, stop, base, result)
-            if self._magnitude is not None:
-                self._normalize(self._magnitude, start, stop, result)
+        if self.matrix is not None:
+            self._sum(self.matrix, start, stop, base, result)
+            if self.magnitude is not None:
+                self._normalize(self.magnitude, start, stop, result)
             return
         np.copyto(result, base, casting="unsafe")
-        if self._delta is None:
+        if self.delta is None:
             self._replace_rows(start, stop, result)
-        elif self._index is None:
-            result += self._delta[start:stop]
+        elif self.index is None:
+            result += self.delta[start:stop]
         else:
-            first, last = np.searchsorted(self._index, (start, stop))
-            result[self._index[first:last] - start] += self._delta[first:last]
+            first, last = np.searchsorted(self.index, (start, stop))
+            result[self.index[first:last] - start] += self.delta[first:last]
 
     def _sum(self, matrix: Matrix, start: int, stop: int, base: Array, result: Array) -> None:
         """Write W + ΔW of a block, flat, into ``result``."""
@@ -303,7 +313,7 @@ class RowMerger:
             if np.isfinite(table).all():
                 self._refuse_overflow(norms)
             rows = slice(start // self._columns, stop // self._columns)
-            table *= (magnitude[rows] / norms).astype(self._dtype)[:, None]
+            table *= (magnitude[rows] / norms).astype(self.dtype)[:, None]
 
     def _refuse_overflow(self, norms: Array) -> None:
         """Refuse norms whose squares float64 does not hold: dividing by infinity would make zeros in silence."""
