@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from lora_registry.merge.preview import FilePreview, Preview
     from lora_registry.merge.receipt import Receipt
+    from lora_registry.merge.undo_patch import UndoSize
+
+_LARGE = 0.75  # of the base, a patch that hardly saves anything
 
 _VERDICTS = {
     "exact": "the one that the adapter was made for, by its fingerprints",
@@ -22,8 +25,8 @@ _VERDICTS = {
 }
 
 
-def print_receipt(receipt: Receipt, output: Path) -> None:
-    """What a merge did."""
+def print_receipt(receipt: Receipt, output: Path, undo: UndoSize | None = None) -> None:
+    """What a merge did, and how large the reverse patch became that was written after it."""
     from lora_registry.merge.receipt import receipt_path
 
     click.echo(f"merged into {click.style(printable(str(output)), bold=True)}")
@@ -38,11 +41,19 @@ def print_receipt(receipt: Receipt, output: Path) -> None:
             else ("lost to rounding", None),
             ("written", ", ".join(f"{record.name} ({size(record.size)})" for record in receipt.outputs[:4])),
             ("receipt", receipt_path(output)),
+            ("undo", None if undo is None else undo_size(undo)),
         ]
     )
     _print_notes(receipt.notes)
     for warning in receipt.warnings:
         click.echo(f"{click.style('warning', fg='yellow')}  {printable(warning)}", err=True)
+
+
+def undo_size(undo: UndoSize) -> str:
+    """How large a reverse patch is, against what it brings back."""
+    share = undo.patch / undo.base if undo.base else 0.0
+    said = f"{size(undo.patch)}, {share:.0%} of the base, of whose {size(undo.base)} {size(undo.changed)} changed"
+    return f"{said}; the base itself is hardly larger" if share > _LARGE else said
 
 
 def print_preview(preview: Preview, output: Path) -> None:

@@ -210,19 +210,19 @@ def merge(
 
 def _tell(receipt: Receipt, base: Path, output: Path, keep_undo: Path | None, *, as_json: bool) -> None:
     """Write the reverse patch where it is asked for, and print the receipt."""
+    undo = None
     if keep_undo is not None:
         from lora_registry.merge.undo_patch import write_undo
 
         with progress(f"writing {keep_undo.name}", quiet=as_json) as advance:
-            write_undo(base, output, keep_undo, progress=advance)
-    print_json(receipt.to_json()) if as_json else print_receipt(receipt, output)
+            undo = write_undo(base, output, keep_undo, progress=advance)
+    print_json(receipt.to_json()) if as_json else print_receipt(receipt, output, undo)
 
 
 def _check_undo(patch: Path, base: Path, *, dry_run: bool) -> None:
     """Refuse, before anything is merged, a patch that could not be written afterwards."""
-    other = base.suffix in (".onnx", ".gguf")
-    if other or dry_run:
-        raise UsageError(f"--keep-undo is not for {'this kind of base' if other else 'a dry run'}")
+    if base.suffix == ".onnx" or dry_run:
+        raise UsageError(f"--keep-undo is not for {'an ONNX model' if base.suffix == '.onnx' else 'a dry run'}")
     from lora_registry.format.files import refuse_existing
 
     refuse_existing(patch)

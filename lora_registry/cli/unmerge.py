@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lora_registry.cli._command import command, json_option
+from lora_registry.cli._merge_report import undo_size
 from lora_registry.cli._output import print_fields, print_json, size
 from lora_registry.cli._progress import progress
 from lora_registry.errors import UsageError
@@ -72,10 +73,4 @@ def _save(merged: Path, base: Path, patch: Path, *, as_json: bool) -> None:
         print_json({"undo": str(patch), "size": made.patch, "changed": made.changed, "base": made.base})
         return
     click.echo(f"wrote {click.style(printable(str(patch)), bold=True)}")
-    share = made.patch / made.changed if made.changed else 0.0
-    print_fields(
-        [
-            ("size", size(made.patch)),
-            ("changed", f"{size(made.changed)} of the {size(made.base)} of the base; the patch is {share:.0%} of that"),
-        ]
-    )
+    print_fields([("size", undo_size(made))])

@@ -34,6 +34,7 @@
 :mod:`~.recorded`        receipts read back, and files held against them
 :mod:`~.replay`          a merge done again from its receipt
 :mod:`~.undo_patch`      the reverse patch of a merge, made
+:mod:`~.undo_runs`       which bytes of the base the merged files hold
 :mod:`~.undo_header`     what it says about itself
 :mod:`~.undo_block`      what it holds
 :mod:`~.unmerge`         the base back, byte by byte

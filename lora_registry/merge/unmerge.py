@@ -21,6 +21,7 @@ from lora_registry.format.files import (
     storage_errors,
     sync_folder,
 )
+from lora_registry.merge.base import PICKLED
 from lora_registry.merge.destination import check_room
 from lora_registry.merge.receipt import FileRecord, receipt_path
 from lora_registry.merge.recorded import Recorded, read_receipt, require_files
@@ -30,6 +31,7 @@ from lora_registry.merge.undo_patch import elements
 from lora_registry.progress import Counted, Progress
 
 _CHUNK = 1 << 20
+_OF_FILES = (".safetensors", ".gguf", *PICKLED)
 _UNDER_WAY = 6  # chunks that are being made, at most
 
 
@@ -56,7 +58,7 @@ def unmerge(merged: Path, patch: Path, out: Path, *, progress: Progress | None =
     """
     with _opened(patch) as stream:
         header = read_header(stream, str(patch))
-        _check_place(out, merged, folder=header.folder)
+        _check_place(out, merged, None if header.folder else header.base[0].name)
         _check_receipt(merged, header)
         check_room(out, sum(record.size for record in header.base))
         places = require_files(merged, header.merged, str(patch))
@@ -94,7 +96,7 @@ def copy_base(merged: Path, base: Path, out: Path, *, progress: Progress | None 
         ConflictError, NotAllowedError, UsageError, MachineError: as :func:`unmerge`.
     """
     receipt = read_receipt(receipt_path(merged))
-    _check_place(out, merged, folder=base.is_dir())
+    _check_place(out, merged, None if base.is_dir() else base.name)
     check_room(out, sum(record.size for record in receipt.inputs))
     require_files(merged, _renamed(merged, receipt.outputs), "the receipt")
     places = require_files(base, receipt.inputs, "the receipt")
@@ -120,10 +122,13 @@ def _renamed(path: Path, records: tuple[FileRecord, ...]) -> tuple[FileRecord, .
     return (FileRecord(path.name, records[0].size, records[0].digest),)
 
 
-def _check_place(out: Path, merged: Path, *, folder: bool) -> None:
+def _check_place(out: Path, merged: Path, file: str | None) -> None:
+    """Refuse a place that cannot become the base, which is one ``file`` of that name, or a folder."""
     refuse_existing(out)
-    if folder == (out.suffix == ".safetensors"):
-        raise UsageError(f"{out}: the base is {'a folder' if folder else 'one file, called *.safetensors'}")
+    wrong = out.suffix in _OF_FILES if file is None else out.suffix != Path(file).suffix
+    if wrong:
+        what = "a folder" if file is None else f"one file, called *{Path(file).suffix}"
+        raise UsageError(f"{out}: the base is {what}")
     if merged.is_dir() and merged.resolve() in out.resolve().parents:
         raise NotAllowedError(f"{out} lies in {merged}, which is not changed; choose another place")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
+from undone import content, there_and_back
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import (
@@ -39,29 +39,6 @@ from lora_registry.merge.unmerge import copy_base, unmerge
 from lora_registry.ops.arrays import from_array, numpy_dtype
 
 FOLDERS = Callable[[str], Path]
-
-
-def content(folder: Path) -> dict[str, str]:
-    """The digest of every file."""
-    if folder.is_file():
-        return {"": hashlib.sha256(folder.read_bytes()).hexdigest()}
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def there_and_back(base: Path, merged: Path, tmp_path: Path) -> None:
-    """Write the patch, undo, and compare every file."""
-    patch = tmp_path / "patch.undo"
-    size = write_undo(base, merged, patch)
-    assert size.patch == patch.stat().st_size
-    out = tmp_path / f"again{base.suffix}"
-    before = content(merged)
-    unmerge(merged, patch, out)
-    assert content(out) == content(base)
-    assert content(merged) == before
 
 
 def bfloat16(folder: Path, out: Path, **options: Any) -> Path:
