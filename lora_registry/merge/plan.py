@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -13,7 +13,7 @@ from lora_registry.errors import ConflictError, InconclusiveError, UnsupportedEr
 from lora_registry.format.container import Entry, encode_header
 from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.dtype_rules import DtypeRules
-from lora_registry.merge.fit import Fit
+from lora_registry.merge.fit import Change, Fit
 from lora_registry.merge.ties import is_shared, may_be_tied, second_ties
 from lora_registry.ops.factors import FACTORED
 from lora_registry.ops.tied import TiedPolicy, policy_for
@@ -93,12 +93,27 @@ class _Changes:
         self._base = base
         self._tied = tied
         self._outputs = {source: output for output, source in base.ties.items()}
+        self._alike: frozenset[str] = frozenset()
+
+    def take_all(self, changes: Iterable[Change], new: Collection[str]) -> None:
+        """Decide where every change goes; those of tensors that are ``new`` go to these."""
+        whole = {change.place: change for change in changes if change.target.kind is Kind.FULL}
+        self._alike = frozenset(
+            output
+            for output, source in self._base.ties.items()
+            if {output, source} <= whole.keys() and _same_value(whole[output].target, whole[source].target)
+        )
+        for change in changes:
+            if change.place in new:
+                self.by_tensor[change.place].append(change.target)
+            elif change.place not in self._alike:  # of two that are alike, that of the input embedding is enough
+                self.take(change.target, change.place)
 
     def take(self, target: Target, matched: str) -> None:
         """Decide where the change of ``target``, whose base tensor is called ``matched``, goes."""
         source = self._base.ties.get(matched, matched)
         output = self._outputs.get(source)
-        tied = policy_for(target, self._tied)
+        tied = "both" if output in self._alike else policy_for(target, self._tied)
         if tied == "untie" and is_shared(source):
             raise UnsupportedError(
                 f"{target.name}: encoder, decoder and head use {source} under names of their own, and a checkpoint "
@@ -126,7 +141,11 @@ class _Changes:
         self.by_tensor[source].append(target)
         if output in self._base.places:
             self.by_tensor[output].append(target)
-        why = "trained tokens are shared by tied embeddings" if target.kind is Kind.TOKENS else "as asked"
+        why = "as asked"
+        if target.kind is Kind.TOKENS:
+            why = "trained tokens are shared by tied embeddings"
+        elif output in self._alike:
+            why = "the adapter has the same values for both"
         self.notes.append(f"{target.name} changes both {source} and {output}, which stay tied: {why}")
 
     def _untie(self, target: Target, matched: str, source: str, output: str) -> None:
@@ -152,6 +171,11 @@ class _Changes:
             raise UnsupportedError("trained tokens keep the embeddings tied, and another target unties them")
 
 
+def _same_value(one: Target, other: Target) -> bool:
+    first, second = one.tensors["value"], other.tensors["value"]
+    return (first.dtype, first.shape) == (second.dtype, second.shape) and first.digest() == second.digest()
+
+
 def make_plan(
     base: Checkpoint,
     fitted: Fit,
@@ -175,11 +199,7 @@ def make_plan(
         UsageError: a rule of ``dtypes`` is for no tensor.
     """
     changes = _Changes(base, tied)
-    for change in fitted.changes:
-        if change.place in fitted.new:
-            changes.by_tensor[change.place].append(change.target)
-        else:
-            changes.take(change.target, change.place)
+    changes.take_all(fitted.changes, fitted.new)
     changes.check()
     last = max(base.shards)
     added = {name: base.places[source] for name, source in changes.added.items()}
