@@ -15,7 +15,11 @@ peft is ``ties_svd`` of PEFT 0.21 (utils/merge_utils.py). Its ``ties`` elects si
 of the change: B·A = (B·Q)(Q⁻¹·A) has other signs in its factors for every Q. It is not offered. mergekit is ``ties``
 of 0.1 with its default of ``normalize: true`` (generalized_task_arithmetic.py). The paper has one λ and no weights,
 so that all weights have to be equal and are λ. Exactly int(density · n) elements are kept in a tensor, as in PEFT and
-mergekit; where magnitudes are equal, the first ones.
+mergekit, which keeps one at least; where magnitudes are equal, the first ones, where theirs are any.
+
+DARE is mergekit's ``dare_linear`` with its defaults: ``rescale: true``, which is by the norm l1 of what was drawn, and
+``normalize: false``. Not offered are its ``dare_ties``, ``breadcrumbs`` and ``della``, TIES without normalization, and
+a rescaled TIES.
 """
 
 from __future__ import annotations
@@ -37,14 +41,21 @@ class Convention(StrEnum):
     PAPER = "paper"
 
 
-def trimmed(change: Array, density: float) -> Array:
+_TINY = 1e-7
+"""Sums of magnitudes below which mergekit does not rescale (``rescaled_masked_tensor``, sparsify.py)."""
+
+
+def trimmed(change: Array, density: float, convention: Convention = Convention.PEFT) -> Array:
     """``change`` with its int(density · size) largest elements by magnitude, and zeros elsewhere.
 
     Args:
         change: float of any shape.
         density: from 0 to 1.
+        convention: mergekit keeps one element at least, unless the density is 0.
     """
     keep = int(density * change.size)
+    if convention is Convention.MERGEKIT and density > 0:
+        keep = max(1, keep)
     if keep >= change.size:
         return change
     if keep == 0:
@@ -66,7 +77,7 @@ def dropped(change: Array, density: float, random: np.random.Generator, conventi
     """DARE: each element stays with probability ``density``, and those that do make up for the others.
 
     They are divided by ``density`` (peft, paper), so that the expectation is ``change``, or by the share of Σ|x| that
-    stayed (mergekit's ``rescale_norm: l1``), so that the size is.
+    stayed (mergekit's ``rescale_norm: l1``), so that the size is; mergekit leaves as it is what is smaller than 1e-7.
 
     Args:
         change: float32 of any shape.
@@ -77,8 +88,8 @@ def dropped(change: Array, density: float, random: np.random.Generator, conventi
     kept = np.where(random.random(change.shape, dtype=np.float32) < density, change, 0).astype(change.dtype)
     if convention is not Convention.MERGEKIT:
         return np.asarray(kept / np.float32(density))
-    left = float(np.abs(kept).sum(dtype=np.float64))
-    return np.asarray(kept * np.float32(np.abs(change).sum(dtype=np.float64) / left)) if left else kept
+    before, after = (float(np.abs(array).sum(dtype=np.float64)) for array in (change, kept))
+    return kept if min(before, after) < _TINY else np.asarray(kept * np.float32(before / after))
 
 
 def elected(changes: Sequence[Array], weights: Sequence[float], convention: Convention) -> Array:

@@ -7,7 +7,10 @@ told how much of what was left out is rounding, and which singular values stand 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
+from typing import TypeAlias
 
 import numpy as np
 
@@ -32,6 +35,9 @@ _MARGIN = 1.1
 
 _TABLES = frozenset({"embed_tokens", "embed_in", "tok_embeddings", "word_embeddings", "wte", "wpe", "shared"})
 """What models call the modules that are embeddings; their matrices are stored (in, out)."""
+
+Reading: TypeAlias = "tuple[Kind, tuple[str, ...]]"
+"""How the model reads a tensor, where that is known: the kind of target that changes it, and its layout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +80,14 @@ def extract(
     dtype: str = "F32",
     full: bool = False,
     about: Base | None = None,
+    readings: Mapping[str, Reading] | None = None,
     progress: Progress | None = None,
 ) -> Extraction:
     """The adapter that makes ``tuned`` out of ``base``.
 
     A matrix that differs becomes a linear target, or an embedding one by its name. It is taken as (out, in) where it
-    is linear; W' does not depend on that.
+    is linear; W' does not depend on that. Where the model says how it reads a tensor, that decides, and a kernel
+    becomes a conv target.
 
     Args:
         base: a checkpoint.
@@ -88,6 +96,7 @@ def extract(
         dtype: element type of the factors.
         full: whole values for what is no matrix of floats, or has another shape, and changes of biases.
         about: the base as people call it.
+        readings: of the tensors for which it is known, as a graph tells it; the others go by their names.
         progress: called with the tensors that are done, and with all.
 
     Raises:
@@ -97,7 +106,7 @@ def extract(
         InvalidInputError: ``tuned`` lacks a tensor, nothing differs, or a difference is not finite.
     """
     check_dtype(dtype)
-    pair = _Pair(base, tuned)
+    pair = _Pair(base, tuned, readings or {})
     names = pair.names()
     matrices = [name for name in names if pair.is_matrix(name)]
     others = [name for name in names if not pair.is_matrix(name) and pair.differs(name)]
@@ -141,8 +150,9 @@ def extract(
 class _Pair:
     """Two checkpoints, tensor by tensor."""
 
-    def __init__(self, base: BaseModel, tuned: BaseModel) -> None:
+    def __init__(self, base: BaseModel, tuned: BaseModel, readings: Mapping[str, Reading]) -> None:
         self.base, self.tuned = base, tuned
+        self._readings = readings
         self._known = frozenset(base.names())
 
     def names(self) -> list[str]:
@@ -162,8 +172,16 @@ class _Pair:
         return self.fits(name) and all(DTYPES[model.dtype(name)].floating for model in (self.base, self.tuned))
 
     def is_matrix(self, name: str) -> bool:
-        """Whether it is a matrix of floats in both."""
-        return self.is_float(name) and len(self.base.shape(name)) == 2
+        """Whether it is a matrix of floats in both, or a kernel that is read as one."""
+        kernel = name in self._readings and self._readings[name][0] is Kind.CONV
+        return self.is_float(name) and (kernel or len(self.base.shape(name)) == 2)
+
+    def reading(self, name: str) -> Reading:
+        """How the model reads a matrix."""
+        if name in self._readings:
+            return self._readings[name]
+        is_table = name.removesuffix(".weight").rpartition(".")[2] in _TABLES
+        return (Kind.EMBEDDING, ("in", "out")) if is_table else (Kind.LINEAR, ("out", "in"))
 
     def differs(self, name: str) -> bool:
         """Whether the values are others, whatever their types."""
@@ -189,7 +207,9 @@ def _matrix(
     name: str, difference: Array, pair: _Pair, truncation: Truncation, dtype: str
 ) -> tuple[Target, Extracted] | None:
     """A low-rank target; None where no direction stands above the rounding."""
-    noise = rounding_noise(pair.tuned.array(name))
+    shape = tuple(difference.shape)
+    difference = difference.reshape(shape[0], prod(shape[1:]))  # a kernel is (out, in·k…)
+    noise = rounding_noise(pair.tuned.array(name).reshape(difference.shape))
     floor = _MARGIN * noise.largest
     found = approximate(difference, truncation, floor=0.0 if truncation else floor)
     if found.largest <= floor:
@@ -199,15 +219,10 @@ def _matrix(
             f"{name}: {found.matrix.rank} directions of its change stand above the rounding, which is more than the "
             "whole tensor holds; say how much to keep by a rank or an energy"
         )
-    is_table = name.removesuffix(".weight").rpartition(".")[2] in _TABLES
-    like = Target(
-        name=name,
-        kind=Kind.EMBEDDING if is_table else Kind.LINEAR,
-        layout=("in", "out") if is_table else ("out", "in"),
-        shape=tuple(difference.shape),
-        tensors={},
-    )
-    kept = [LowRank(found.matrix.right.T, found.matrix.left.T) if is_table else found.matrix]
+    kind, layout = pair.reading(name)
+    like = Target(name=name, kind=kind, layout=layout, shape=shape, tensors={})
+    swapped = layout == ("in", "out")
+    kept = [LowRank(found.matrix.right.T, found.matrix.left.T) if swapped else found.matrix]
     target = refilled(pair.fingerprinted(like), kept, dtype)
     return target, Extracted(retained(target, kept, found.norm, found.error), noise.norm / found.norm)
 

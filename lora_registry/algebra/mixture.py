@@ -62,7 +62,7 @@ class Mixture:
             return dropped(change, self._density, self._random(name, number), self._recipe.rules)
         if self._thresholds is not None:
             return above(change, self._thresholds[number])
-        return trimmed(change, self._density)
+        return trimmed(change, self._density, self._recipe.rules)
 
     def _random(self, name: str, number: int) -> np.random.Generator:
         """PCG64 seeded with the seed, the number of the adapter, and the first eight bytes of sha256 of the name."""

@@ -7,10 +7,17 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from algebra_adapters import adapter, dense
 from peft.utils import merge_utils
 
+from lora_registry.adapter import Kind, Target
+from lora_registry.algebra.combine import Weighted, combine
 from lora_registry.algebra.election import Convention, above, dropped, elected, threshold, trimmed
+from lora_registry.algebra.lineage import Parent
+from lora_registry.algebra.recipe import Method, Recipe
+from lora_registry.algebra.truncation import Truncation
 from lora_registry.errors import UsageError
+from lora_registry.ops.arrays import from_array
 
 VECTORS = np.array([[1, -2, 3, 0, 5, -6], [-1, 2, 3, 4, -5, -6], [2, 2, -1, 4, 1, 0]], np.float32)
 
@@ -29,6 +36,33 @@ def test_ties_as_peft_has_it_on_vectors_that_were_taken_from_peft() -> None:
 def test_magnitude_pruning_on_the_same_vectors() -> None:
     """The largest half of each, added up."""
     assert sum(trimmed(vector, 0.5) for vector in VECTORS).tolist() == [2, 2, 3, 8, 0, -12]
+
+
+@pytest.mark.parametrize("method", [Method.CAT, Method.LINEAR, Method.SVD])
+def test_task_arithmetic_on_the_same_vectors(method: Method) -> None:
+    """What PEFT calls so is a sum: that of the adapters that make the vectors."""
+    parts = [
+        Weighted(
+            Parent(
+                adapter(
+                    Target(
+                        name="w",
+                        kind=Kind.LINEAR,
+                        layout=("out", "in"),
+                        shape=(1, 6),
+                        tensors={"A": from_array(vector[None]), "B": from_array(np.ones((1, 1), np.float32))},
+                    )
+                )
+            )
+        )
+        for vector in VECTORS
+    ]
+    truncation = Truncation(rank=1) if method is Method.SVD else Truncation()
+    [target] = combine(parts, Recipe(method=method, truncation=truncation)).adapter
+    assert np.allclose(dense(target), [[2, 2, 5, 8, 1, -12]], rtol=1e-6)
+    assert merge_utils.task_arithmetic([torch.from_numpy(v) for v in VECTORS], torch.ones(3)).tolist() == [
+        2, 2, 5, 8, 1, -12,
+    ]  # fmt: skip
 
 
 def test_ties_as_mergekit_has_it_gives_other_numbers_for_other_weights() -> None:
