@@ -11,8 +11,9 @@ from lora_registry.cli._output import print_fields, print_table, size
 from lora_registry.text import plural, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from lora_registry.adapter import Json
     from lora_registry.merge.preview import FilePreview, Preview
     from lora_registry.merge.receipt import Receipt
     from lora_registry.merge.undo_patch import UndoSize
@@ -35,6 +36,7 @@ def print_receipt(receipt: Receipt, output: Path, undo: UndoSize | None = None) 
         [
             ("adapter", receipt.adapter),
             ("base", _VERDICTS[receipt.verdict]),
+            ("view", None if receipt.view is None else _view(receipt.view)),
             ("merged", f"{plural(len(receipt.tensors), 'tensor')} from {_targets(receipt)}"),
             ("lost to rounding", f"{max(losses):.2%} of the worst change, {sum(losses) / len(losses):.2%} on average")
             if losses
@@ -45,8 +47,7 @@ def print_receipt(receipt: Receipt, output: Path, undo: UndoSize | None = None) 
         ]
     )
     _print_notes(receipt.notes)
-    for warning in receipt.warnings:
-        click.echo(f"{click.style('warning', fg='yellow')}  {printable(warning)}", err=True)
+    _print_warnings(receipt.warnings)
 
 
 def undo_size(undo: UndoSize) -> str:
@@ -70,6 +71,7 @@ def print_preview(preview: Preview, output: Path) -> None:
     print_fields(
         [
             ("base", _VERDICTS[preview.verdict]),
+            ("view", None if preview.view is None else _view(preview.view)),
             ("merged", f"{plural(len(preview.tensors), 'tensor')}, {size(preview.bytes(Treatment.MERGE))}"),
             ("copied", size(preview.bytes(Treatment.COPY))),
             ("dtypes", ", ".join(f"{plural(count, 'tensor')} {name}" for name, count in preview.dtypes.items())),
@@ -79,6 +81,7 @@ def print_preview(preview: Preview, output: Path) -> None:
         ]
     )
     _print_notes(preview.notes)
+    _print_warnings(preview.cautions)
 
 
 def _file_row(file: FilePreview) -> list[str]:
@@ -91,6 +94,15 @@ def _file_row(file: FilePreview) -> list[str]:
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
         click.echo(f"{click.style('note', fg='cyan')}     {printable(note)}", err=True)
+
+
+def _print_warnings(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        click.echo(f"{click.style('warning', fg='yellow')}  {printable(warning)}", err=True)
+
+
+def _view(view: Mapping[str, Json]) -> str:
+    return ", ".join(str(value) if key == "scheme" else f"{key} {value}" for key, value in view.items())
 
 
 def _targets(receipt: Receipt) -> str:

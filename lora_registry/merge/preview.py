@@ -54,6 +54,8 @@ class Preview:
         ties: output embedding to the input embedding that shares its values in the base.
         options: every option that shapes the output.
         notes: decisions and omissions, one sentence each.
+        view: how the base is quantized, if the merge goes into the values that it stands for.
+        cautions: what speaks against the merge, one sentence each.
     """
 
     files: tuple[FilePreview, ...]
@@ -64,6 +66,8 @@ class Preview:
     ties: dict[str, str]
     options: dict[str, Json]
     notes: tuple[str, ...]
+    view: dict[str, Json] | None = None
+    cautions: tuple[str, ...] = ()
 
     def bytes(self, *treatments: Treatment) -> int:
         """Bytes of all files that come about in one of these ways."""
@@ -96,6 +100,8 @@ class Preview:
             "ties": dict(self.ties),
             "room": {"needed": self.needed, "free": self.free},
             "notes": list(self.notes),
+            "warnings": list(self.cautions),
+            **({} if self.view is None else {"view": self.view}),
         }
 
 
@@ -113,6 +119,8 @@ def preview(merge: Merge) -> Preview:
         ties=dict(merge.base.ties),
         options=merge.options.to_json(),
         notes=merge.notes(),
+        view=None if merge.base.scheme is None else merge.base.scheme.to_json(),
+        cautions=merge.cautions(),
     )
 
 
