@@ -97,10 +97,11 @@ def test_equals_peft(job: str, pad: int | None, tiny_dir: Folders, tmp_path: Pat
     assert recompute(tmp_path / "out", base, adapter, every=True).answer.value == "holds"
 
 
-def test_tied_embeddings_with_one_set_of_values_stay_tied(tiny_dir: Folders, tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", ["saved embeddings", "trained tokens"])
+def test_tied_embeddings_with_one_set_of_values_stay_tied(job: str, tiny_dir: Folders, tmp_path: Path) -> None:
     """PEFT saves the shared table under both names; the output stores it once, as PEFT's merge has it."""
     base = tiny_dir("llama-tied")
-    adapter = trained(base, JOBS["saved embeddings"](), tmp_path / "peft")
+    adapter = trained(base, JOBS[job](), tmp_path / "peft")
     receipt = merge_checkpoint(adapter, base, tmp_path / "out", GROW)
     actual = load_file(tmp_path / "out" / "model.safetensors")
     assert HEAD not in actual

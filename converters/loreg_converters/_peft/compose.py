@@ -161,7 +161,7 @@ def _saved(plan: Plan, original: Config | None) -> dict[str, Json]:
 def _tokens(plan: Plan, original: Config | None) -> dict[str, Json]:
     orders = {}
     for module, target in plan.tokens.items():
-        rows = rows_of(module, original, single=len(plan.tokens) == 1) if original else None
+        rows = rows_of(module, original) if original else None
         if rows is None or tuple(sorted(rows)) != target.rows:
             stated = {name: list[Json](token.rows) for name, token in plan.tokens.items()}
             return {"trainable_token_indices": stated}  # type: ignore[dict-item]

@@ -30,7 +30,7 @@ def token_targets(
     targets: list[Target] = []
     findings: list[Finding] = []
     for module, trained in tokens.items():
-        rows = rows_of(module, config, single=len(tokens) == 1)
+        rows = rows_of(module, config)
         problem = _problem(rows, trained)
         if problem or rows is None:
             findings.append(broken(module, problem))
@@ -53,13 +53,17 @@ def token_targets(
     return targets, findings
 
 
-def rows_of(module: str, config: Config, *, single: bool) -> tuple[int, ...] | None:
-    """The row numbers that the config gives an embedding; a bare list is for the only one there is."""
+def rows_of(module: str, config: Config) -> tuple[int, ...] | None:
+    """The row numbers that the config gives an embedding.
+
+    A bare list is for the input embedding, and for the output embedding where the two are tied (PEFT 0.21.2,
+    ``set_additional_trainable_modules``).
+    """
     match config.token_indices:
         case None:
             return None
         case tuple() as rows:
-            return rows if single else None
+            return rows
         case by_name:
             return next((rows for name, rows in by_name.items() if module.endswith(name)), None)
 
