@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from lora_registry.adapter import Target
+from lora_registry.onnx.hit import Hit
 from lora_registry.onnx.model import OnnxModel, shape_of
-from lora_registry.onnx.names import Hit
 from lora_registry.onnx.refusal import DISAGREE, SHAPE, RefusalError
 from lora_registry.onnx.sites import Site
 from lora_registry.onnx.values import oriented, same_values, swap
+from lora_registry.onnx.window import Window, windowed
 from lora_registry.ops.arrays import Array
 
 
@@ -22,6 +23,7 @@ class Candidate:
 
     Attributes:
         value: the initializer.
+        window: the part of it that is meant; None where it is all of it.
         rules: ids of the rules that claim it.
         told: what rules said about its orientation.
         only_extends: no rule claims it by itself; it counts only beside one with the same values.
@@ -30,6 +32,7 @@ class Candidate:
     """
 
     value: ir.Value
+    window: Window | None = None
     rules: set[str] = field(default_factory=set)
     told: set[bool] = field(default_factory=set)
     only_extends: bool = True
@@ -43,7 +46,22 @@ class Candidate:
 
     def values(self, model: OnnxModel) -> Array:
         """Its elements in the orientation that was decided."""
-        return oriented(model.elements(self.value), self.transposed)
+        return oriented(self.held(model), self.transposed)
+
+    def held(self, model: OnnxModel) -> Array:
+        """Its elements as they are stored."""
+        return windowed(model.elements(self.value), self.window)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axis lengths as stored."""
+        whole = shape_of(self.value)
+        return whole if self.window is None else self.window.shape(whole)
+
+    @property
+    def place(self) -> str:
+        """Initializer and part of it, as people read it."""
+        return f"{self.name!r}{self.window or ''}"
 
 
 def candidates_of(target: Target, hits: Iterable[Hit]) -> list[Candidate]:
@@ -52,14 +70,15 @@ def candidates_of(target: Target, hits: Iterable[Hit]) -> list[Candidate]:
     Raises:
         RefusalError: those that rules claim by itself have shapes that the target cannot have.
     """
-    candidates: dict[str, Candidate] = {}
-    misfits: list[ir.Value] = []
+    candidates: dict[tuple[str, Window | None], Candidate] = {}
+    misfits: list[Candidate] = []
     for hit in hits:
-        if not may_hold(target, hit.value):
+        claimed = Candidate(hit.value, hit.window)
+        if not may_hold(target, claimed.shape):
             # An operator of the module may well read other things; a name is meant for this tensor.
-            misfits += [hit.value] if hit.rule != "node-scope" else []
+            misfits += [claimed] if hit.rule != "node-scope" else []
             continue
-        candidate = candidates.setdefault(str(hit.value.name), Candidate(hit.value))
+        candidate = candidates.setdefault((claimed.name, hit.window), claimed)
         candidate.rules.add(hit.rule)
         candidate.only_extends &= hit.only_extends
         if hit.transposed is not None:
@@ -68,16 +87,16 @@ def candidates_of(target: Target, hits: Iterable[Hit]) -> list[Candidate]:
         return list(candidates.values())
     if misfits:
         wanted = "rows" if target.shape is None else list(target.shape)
-        raise RefusalError(SHAPE, f"{misfits[0].name!r} is {list(shape_of(misfits[0]))}; the adapter changes {wanted}")
+        raise RefusalError(SHAPE, f"{misfits[0].place} is {list(misfits[0].shape)}; the adapter changes {wanted}")
     return []
 
 
-def may_hold(target: Target, value: ir.Value) -> bool:
-    """Whether an initializer's shape allows it to hold the target's tensor in some orientation."""
+def may_hold(target: Target, shape: tuple[int, ...]) -> bool:
+    """Whether what has this shape can be the target's tensor in some orientation."""
     if target.shape is None:
         rows = target.tensors["value"].shape
-        return len(shape_of(value)) == 2 and shape_of(value)[1] == rows[1]
-    return shape_of(value) in (target.shape, swap(target.shape))
+        return len(shape) == 2 and shape[1] == rows[1]
+    return shape in (target.shape, swap(target.shape))
 
 
 def agreeing(model: OnnxModel, acting: Iterable[Candidate]) -> list[Candidate]:
@@ -98,7 +117,7 @@ def agreeing(model: OnnxModel, acting: Iterable[Candidate]) -> list[Candidate]:
     fired = _rules(acting)
     agreed = [group for group in groups if fired <= _rules(group)]
     if len(agreed) != 1:
-        claims = ", ".join(f"{'/'.join(sorted(c.rules))} says {c.name!r}" for c in acting)
+        claims = ", ".join(f"{'/'.join(sorted(c.rules))} says {c.place}" for c in acting)
         raise RefusalError(DISAGREE, f"the rules do not agree: {claims}")
     return agreed[0]
 

@@ -9,7 +9,7 @@ from lora_registry.onnx.candidate import Candidate, may_hold
 from lora_registry.onnx.model import OnnxModel, dtype_of
 from lora_registry.onnx.names import Names
 from lora_registry.onnx.refusal import AMBIGUOUS, OTHER_VALUES, RefusalError
-from lora_registry.onnx.values import carriers_of, cast, oriented, same_values, swap
+from lora_registry.onnx.values import carriers_of, cast, oriented, parts_of, same_values, swap
 from lora_registry.ops.arrays import Array
 from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.prefix import Prefix, uniform_prefix
@@ -42,8 +42,16 @@ class Evidence:
         wanted = self.tensor(target)
         if wanted is None:
             return []
-        found = [self._model.initializers[name] for name, _ in carriers_of(self._model, wanted)]
-        return [Candidate(value, {VALUE_MATCH}, only_extends=False) for value in found if may_hold(target, value)]
+        whole = [Candidate(self._model.initializers[name]) for name, _ in carriers_of(self._model, wanted)]
+        found = [candidate for candidate in whole if may_hold(target, candidate.shape)]
+        if not found:
+            found = [
+                Candidate(self._model.initializers[name], window) for name, window in parts_of(self._model, wanted)
+            ]
+        for candidate in found:
+            candidate.rules.add(VALUE_MATCH)
+            candidate.only_extends = False
+        return found
 
     def is_unique(self, target: Target) -> bool:
         """Whether the checkpoint shows that no other of its tensors holds the same values."""
@@ -62,7 +70,7 @@ class Evidence:
         if not same_values(candidate.values(self._model), cast(known, dtype_of(candidate.value))):
             name = self._names[target.name]
             raise RefusalError(
-                OTHER_VALUES, f"{candidate.name!r} does not hold the values of {name!r} of the base checkpoint"
+                OTHER_VALUES, f"{candidate.place} does not hold the values of {name!r} of the base checkpoint"
             )
         for twin in self._twins_of(target):
             exported = self._exported.apply(twin) if self._exported is not None else None

@@ -5,6 +5,7 @@ manifest       loreg's own exporter wrote it (:mod:`lora_registry.onnx.manifest`
 initializer    the initializer has the parameter's own name
 folded-from    ``pkg.onnxscript.optimizer.folded_from``: onnxscript's optimizer folded the parameter into it
 node-scope     the operator that reads it came from the parameter's module (:mod:`lora_registry.onnx.scope`)
+builder        onnxruntime-genai's model builder calls it so (:mod:`lora_registry.onnx.builder`)
 ============== ====================================================================================
 
 Behavior of the exporters as of torch 2.13 and onnxscript 0.7.
@@ -15,10 +16,11 @@ from __future__ import annotations
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from lora_registry.onnx.builder import builder_hits
+from lora_registry.onnx.hit import Hit
 from lora_registry.onnx.manifest import Manifest
 from lora_registry.onnx.model import FLOATING, OnnxModel, dtype_of, shape_of
 from lora_registry.onnx.scope import scope_of
@@ -37,23 +39,6 @@ _TORCHSCRIPT_FOLDED = "onnx::Conv_"
 _QUANTIZED_SUFFIXES = ("_DQ_Q4", "_DQ_Q8", "_Q4", "_Q8", "_quantized")  # onnxruntime.quantization 1.32
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One rule's claim that an initializer holds a tensor.
-
-    Attributes:
-        rule: id of the rule.
-        value: the initializer.
-        transposed: whether it holds the tensor with its two last axes swapped; None where the rule cannot tell.
-        only_extends: the claim counts only for an initializer with the same values as one that another claim names.
-    """
-
-    rule: str
-    value: ir.Value
-    transposed: bool | None = None
-    only_extends: bool = False
-
-
 class Names:
     """What the names in one graph say.
 
@@ -61,7 +46,7 @@ class Names:
         sites: name of every initializer to its uses.
         manifest: tensor name to hits, by loreg's own note.
         tenants: initializer to the number of tensors that it holds by that note.
-        exporter: tensor name to hits, by the three rules that read an exporter's notes.
+        exporter: tensor name to hits, by the rules that read an exporter's notes.
         computed: tensor name to the constants into which an optimizer folded it together with other tensors.
         quantized: tensor name to the operator that holds it in quantized form.
         open_gemms: module to its Gemm nodes that have no bias.
@@ -130,7 +115,7 @@ def scope_hits(model: OnnxModel, sites: Mapping[str, tuple[Site, ...]]) -> Itera
 
 Rule = Callable[[OnnxModel, Mapping[str, "tuple[Site, ...]"]], Iterator["tuple[str, Hit]"]]
 
-EXPORTER_RULES: tuple[Rule, ...] = (initializer_hits, folded_hits, scope_hits)
+EXPORTER_RULES: tuple[Rule, ...] = (initializer_hits, folded_hits, scope_hits, builder_hits)
 
 
 def _floating(model: OnnxModel) -> Iterator[tuple[str, ir.Value]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lora_registry.adapter import Kind, Target
 from lora_registry.onnx.candidate import Candidate
-from lora_registry.onnx.model import OnnxModel, dtype_of, shape_of
+from lora_registry.onnx.model import OnnxModel, dtype_of
 from lora_registry.onnx.refusal import DISAGREE, OPAQUE, SHAPE, RefusalError
 from lora_registry.onnx.sites import Read, Site
 from lora_registry.onnx.values import cast, oriented, same_values, swap
@@ -23,7 +23,7 @@ def is_transposed(model: OnnxModel, target: Target, candidate: Candidate, known:
     Raises:
         RefusalError: the operators do not tell, contradict a note or each other, or give another shape.
     """
-    shape = shape_of(candidate.value)
+    shape = candidate.shape
     if len(shape) < 2:
         told = {False}
     elif not target.layout:
@@ -31,17 +31,15 @@ def is_transposed(model: OnnxModel, target: Target, candidate: Candidate, known:
     else:
         told = candidate.told | {_by_operator(target, site) for site in candidate.mine}
     if len(told) != 1:
-        raise RefusalError(DISAGREE, f"{candidate.name!r} is said to hold it both as stored and transposed")
+        raise RefusalError(DISAGREE, f"{candidate.place} is said to hold it both as stored and transposed")
     (transposed,) = told
     actual = swap(shape) if transposed else shape
     if target.shape is not None and actual != target.shape:
         raise RefusalError(
-            SHAPE, f"{candidate.name!r} is read as {list(actual)}; the adapter changes {list(target.shape)}"
+            SHAPE, f"{candidate.place} is read as {list(actual)}; the adapter changes {list(target.shape)}"
         )
     if target.kind is Kind.TOKENS and target.rows and target.rows[-1] >= actual[0]:
-        raise RefusalError(
-            SHAPE, f"{candidate.name!r} has {actual[0]} rows; the adapter replaces row {target.rows[-1]}"
-        )
+        raise RefusalError(SHAPE, f"{candidate.place} has {actual[0]} rows; the adapter replaces row {target.rows[-1]}")
     return transposed
 
 
@@ -61,14 +59,14 @@ def _by_operator(target: Target, site: Site) -> bool:
 
 def _without_axes(model: OnnxModel, target: Target, candidate: Candidate, known: Array | None) -> set[bool]:
     """A whole tensor, or a sparse change, has no axes of its own: the shape decides, then the name, then the values."""
-    shape = shape_of(candidate.value)
+    shape = candidate.shape
     if shape != swap(shape):
         return {shape != target.shape}
     if "initializer" in candidate.rules:
         return {False}  # exporters rename what they transpose
     if known is None:
         raise RefusalError(
-            OPAQUE, f"{candidate.name!r} is square, and nothing says whether it was transposed; give the base"
+            OPAQUE, f"{candidate.place} is square, and nothing says whether it was transposed; give the base"
         )
-    held, wanted = model.elements(candidate.value), cast(known, dtype_of(candidate.value))
+    held, wanted = candidate.held(model), cast(known, dtype_of(candidate.value))
     return {swapped for swapped in (False, True) if same_values(oriented(held, swapped), wanted)}

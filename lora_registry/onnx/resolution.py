@@ -11,6 +11,7 @@ from lora_registry.adapter import Json, Target
 from lora_registry.onnx.model import OnnxModel, dtype_of, shape_of
 from lora_registry.onnx.sites import Site
 from lora_registry.onnx.values import oriented, swap
+from lora_registry.onnx.window import Window, windowed
 from lora_registry.ops.arrays import Array
 
 
@@ -23,12 +24,20 @@ class Carrier:
         transposed: whether its two last axes are swapped, compared with the checkpoint.
         sites: the uses that the target changes.
         shared: whether it has other uses, which must go on reading the old values.
+        window: the part of it that is the target's tensor; None where it is all of it.
     """
 
     value: ir.Value
     transposed: bool
     sites: tuple[Site, ...]
     shared: bool
+    window: Window | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axis lengths of the part, as stored."""
+        whole = shape_of(self.value)
+        return whole if self.window is None else self.window.shape(whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class Resolution:
                     "transposed": carrier.transposed,
                     "shared": carrier.shared,
                     "sites": [{"node": site.node, "operator": site.operator} for site in carrier.sites],
+                    **({} if carrier.window is None else {"slice": carrier.window.to_json()}),
                 }
                 for carrier in self.carriers
             ]
@@ -97,8 +107,7 @@ class ResolvedBase:
         if not resolution.carriers:
             return _bias_shape(resolution)
         carrier = resolution.carriers[0]
-        shape = shape_of(carrier.value)
-        return swap(shape) if carrier.transposed else shape
+        return swap(carrier.shape) if carrier.transposed else carrier.shape
 
     def dtype(self, name: str) -> str:
         """Name, as safetensors has it, of the element type."""
@@ -113,7 +122,7 @@ class ResolvedBase:
         if not resolution.carriers:
             return np.zeros(_bias_shape(resolution), _matrix(resolution).const_value.dtype.numpy())
         carrier = resolution.carriers[0]
-        return oriented(self._model.elements(carrier.value), carrier.transposed)
+        return oriented(windowed(self._model.elements(carrier.value), carrier.window), carrier.transposed)
 
 
 def _matrix(resolution: Resolution) -> ir.Value:

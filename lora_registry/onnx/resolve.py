@@ -8,6 +8,7 @@ claim. A target that stays without an answer, or gets two, is refused: nothing i
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
@@ -17,8 +18,9 @@ from lora_registry.errors import ConflictError, InvalidInputError, UnsupportedEr
 from lora_registry.findings import Finding
 from lora_registry.onnx.candidate import Candidate, agreeing, candidates_of
 from lora_registry.onnx.evidence import Evidence
+from lora_registry.onnx.hit import Hit
 from lora_registry.onnx.model import OnnxModel, shape_of
-from lora_registry.onnx.names import Hit, Names
+from lora_registry.onnx.names import Names
 from lora_registry.onnx.orientation import is_transposed, is_transposed_table
 from lora_registry.onnx.refusal import (
     AMBIGUOUS,
@@ -34,6 +36,7 @@ from lora_registry.onnx.refusal import (
 from lora_registry.onnx.resolution import Carrier, Resolution
 from lora_registry.onnx.sites import Read, Site
 from lora_registry.onnx.values import oriented, same_values, swap
+from lora_registry.onnx.window import Window
 from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.prefix import uniform_prefix
 from lora_registry.ops.tied import TiedPolicy, policy_for
@@ -113,13 +116,19 @@ def attempt(
 
 def _claimed_twice(resolutions: Sequence[Resolution]) -> Iterator[Finding]:
     """Two targets that would change what one and the same operator reads: a graph in which modules were merged."""
-    owners: dict[tuple[ir.Node, int], str] = {}
+    owners: dict[tuple[ir.Node, int], list[tuple[str, Window | None]]] = defaultdict(list)
     for resolution in resolutions:
+        name = resolution.target.name
         for carrier in resolution.carriers:
+            window = carrier.window
             for site in carrier.sites:
-                owner = owners.setdefault(site.path[-1], resolution.target.name) if site.path else None
-                if owner not in (None, resolution.target.name):
-                    yield Finding(AMBIGUOUS, resolution.target.name, f"{site.node} computes for {owner!r} as well")
+                if not site.path:
+                    continue
+                for owner, taken in owners[site.path[-1]]:
+                    beside = window is not None and taken is not None and not window.overlaps(taken)
+                    if owner != name and not beside:
+                        yield Finding(AMBIGUOUS, name, f"{site.node} computes for {owner!r} as well")
+                owners[site.path[-1]].append((name, window))
 
 
 class _Resolver:
@@ -155,7 +164,7 @@ class _Resolver:
         acting = agreeing(self._model, acting)
         if self._evidence is not None:
             self._evidence.confirm(target, acting[0])
-        is_tied, carriers = self._carriers(target, acting)
+        is_tied, carriers = self._carriers(target, acting) if acting[0].window is None else (False, self._parts(acting))
         rules = sorted(set().union(*(candidate.rules for candidate in acting)))
         return Resolution(target, carriers, (), tuple(rules), is_tied)
 
@@ -255,6 +264,19 @@ class _Resolver:
             shared = len(ordered) < len(self._names.sites[name])
             carriers.append(Carrier(self._model.initializers[name], transposed, ordered, shared))
         return bool(other_role), tuple(carriers)
+
+    def _parts(self, acting: Sequence[Candidate]) -> tuple[Carrier, ...]:
+        """Parts of packed initializers; those are no tables, and tied to nothing."""
+        return tuple(
+            Carrier(
+                candidate.value,
+                candidate.transposed,
+                candidate.mine,
+                len(candidate.mine) < len(self._names.sites[candidate.name]),
+                candidate.window,
+            )
+            for candidate in acting
+        )
 
     def _other_role(self, acting: Sequence[Candidate]) -> list[tuple[str, Site]]:
         """Sites that read the same tensor in its other role: rows where the target is a matrix, and the reverse."""

@@ -60,6 +60,9 @@ _NORMALIZATIONS = {  # operator: input that scales, input that shifts
     "SkipLayerNormalization": (2, 3),
 }
 
+_PACKED_BIAS = frozenset({("Attention", 2), ("MultiHeadAttention", 3)})
+"""com.microsoft, as of ONNX Runtime 1.32: queries, keys and values one behind the other."""
+
 QUANTIZED_OPERATORS = frozenset(
     {
         "MatMulNBits",
@@ -151,7 +154,7 @@ def _followed(node: ir.Node, index: int, view: tuple[int, ...]) -> tuple[int, ..
     if node.op_type == "Transpose":
         order = _integers(node, "perm") or tuple(reversed(range(len(view))))
         return tuple(view[axis] for axis in order) if sorted(order) == list(range(len(view))) else None
-    if node.op_type == "Gather" and len(view) == 3 and view[0] == 0 and _integer(node, "axis", 0) in (0, -3):
+    if node.op_type == "Gather" and len(view) == 3 and view[0] == 0 and integer(node, "axis", 0) in (0, -3):
         indices = node.inputs[1]
         chosen = None if indices is None or indices.shape is None else len(indices.shape)
         if chosen == 0:
@@ -172,12 +175,12 @@ def reading(node: ir.Node, index: int, rank: int) -> tuple[Read, Axes | None]:
     if node.op_type in ("Gemm", "FusedMatMul", "MatMul"):
         return _product(node, index, rank)
     if node.domain not in _STANDARD:
-        return Read.OTHER, None
+        return _fused(node, index, rank)
     if node.op_type == "Conv":
         if index == 1 and 3 <= rank <= 5:
             return Read.KERNEL, ("out", "in", *_KERNEL_AXES[: rank - 2])
         return (Read.BIAS, ("out",)) if index == 2 else (Read.OTHER, None)
-    if node.op_type == "Gather" and index == 0 and rank == 2 and _integer(node, "axis", 0) in (0, -2):
+    if node.op_type == "Gather" and index == 0 and rank == 2 and integer(node, "axis", 0) in (0, -2):
         return Read.ROWS, ("in", "out")
     if node.op_type == "Einsum":
         return _einsum(node, index, rank)
@@ -192,9 +195,18 @@ def _product(node: ir.Node, index: int, rank: int) -> tuple[Read, Axes | None]:
         return (Read.BIAS, ("out",)) if rank == 1 else (Read.OTHER, None)
     if index > 1 or rank not in (2, 3):
         return Read.OTHER, None
-    swapped = node.op_type != "MatMul" and bool(_integer(node, "transB" if index else "transA", 0))
+    swapped = node.op_type != "MatMul" and bool(integer(node, "transB" if index else "transA", 0))
     matrix = ("in", "out") if bool(index) != swapped else ("out", "in")
     return Read.MATRIX, matrix if rank == 2 else ("expert", *matrix)
+
+
+def _fused(node: ir.Node, index: int, rank: int) -> tuple[Read, Axes | None]:
+    """ORT's attention: ``Attention`` multiplies its input by a packed matrix, and others add a packed bias."""
+    if node.op_type == "Attention" and index == 1 and rank == 2:
+        return Read.MATRIX, ("in", "out")
+    if (node.op_type, index) in _PACKED_BIAS and rank == 1:
+        return Read.BIAS, ("out",)
+    return Read.OTHER, None
 
 
 def _einsum(node: ir.Node, index: int, rank: int) -> tuple[Read, Axes | None]:
@@ -213,7 +225,8 @@ def _einsum(node: ir.Node, index: int, rank: int) -> tuple[Read, Axes | None]:
     return Read.MATRIX, axes
 
 
-def _integer(node: ir.Node, name: str, default: int) -> int:
+def integer(node: ir.Node, name: str, default: int) -> int:
+    """The integer attribute ``name`` of a node; ``default`` where it has none."""
     attribute = node.attributes.get(name)
     return int(attribute.as_int()) if attribute is not None and attribute.type == ir.AttributeType.INT else default
 

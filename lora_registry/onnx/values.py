@@ -12,6 +12,7 @@ import numpy as np
 
 from lora_registry.dtypes import BY_NUMPY
 from lora_registry.onnx.model import FLOATING, OnnxModel, dtype_of, shape_of
+from lora_registry.onnx.window import Window, find
 from lora_registry.ops.arrays import Array, round_to
 
 _SAMPLES = 61  # elements compared before all of them are; a prime, so that no axis length is a multiple of it
@@ -61,3 +62,34 @@ def carriers_of(model: OnnxModel, array: Array) -> Iterator[tuple[str, bool]]:
             if same_values(oriented(held, transposed), wanted):
                 yield name, transposed
                 break
+
+
+def parts_of(model: OnnxModel, array: Array) -> Iterator[tuple[str, Window]]:
+    """Initializers of which a part holds the matrix or vector ``array`` cast to their dtype, transposed or not."""
+    casts: dict[str, Array] = {}
+    for name, value in model.initializers.items():
+        dtype, shape = dtype_of(value), shape_of(value)
+        if dtype not in FLOATING or len(shape) != array.ndim or not 1 <= array.ndim <= 2 or not array.size:
+            continue
+        if dtype not in casts:
+            casts[dtype] = np.ascontiguousarray(cast(array, dtype))
+        held = model.elements(value)
+        if window := _part(held, casts[dtype]):
+            yield name, window
+
+
+def _part(held: Array, wanted: Array) -> Window | None:
+    """The one part of ``held`` that is ``wanted``: rows or columns of it, transposed or not."""
+    word = np.dtype(f"u{held.dtype.itemsize}")
+    held, wanted = np.ascontiguousarray(held).view(word), wanted.view(word)
+    if held.ndim == 1:
+        return find(held[None], wanted[None], 1) and find(held[:, None], wanted[:, None], 0)
+    found = {
+        window
+        for axis in (0, 1)
+        for array in (wanted, wanted.T)
+        if held.shape[1 - axis] == array.shape[1 - axis]
+        and held.shape[axis] > array.shape[axis]
+        and (window := find(held, array, axis)) is not None
+    }
+    return found.pop() if len(found) == 1 else None
