@@ -170,6 +170,7 @@ def test_a_tokens_target_says_its_length_and_needs_no_leave(tiny_dir: Folders, t
     found = recompute(tmp_path / "out", base, adapter, every=True)
     assert found.answer.value == "holds", found.lines()
     write_undo(base, tmp_path / "out", tmp_path / "undo")
+    assert (tmp_path / "undo").stat().st_size < before[EMBED].nbytes / 4
     unmerge(tmp_path / "out", tmp_path / "undo", tmp_path / "back")
     for path in base.iterdir():
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
