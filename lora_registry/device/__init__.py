@@ -10,6 +10,8 @@ asked for (spec/decisions/0012).
 :mod:`~.elements`       element types, and rounding once
 :mod:`~.matrices`       matrices of factors, run by run of their rows
 :mod:`~.change`         what targets do to a tensor
+:mod:`~.workspace`      room for a run of elements while it is computed
+:mod:`~.block`          such a run, made
 :mod:`~.figures`        how much of a change survived
 :mod:`~.pipeline`       blocks from host memory to the device and back, all three at a time
 ======================= ================================================================

@@ -29,9 +29,7 @@ def device_errors(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, torch.AcceleratorError) or any(name in str(error) for name in _OF_DEVICES)):
             raise
-        raise MachineError(
-            f"{device} failed: {first_line(error)}; what was begun is removed; if it fails again, compute on the CPU"
-        ) from error
+        raise MachineError(f"{device} failed: {first_line(error)}; if it fails again, compute on the CPU") from error
 
 
 def first_line(error: BaseException) -> str:

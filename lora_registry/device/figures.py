@@ -9,6 +9,9 @@ import torch
 
 from lora_registry.ops.fidelity import Sums
 
+SUSPECT = 5
+"""Where among them it stands how many elements, or norms, may not be used."""
+
 COUNT = 6
 """Numbers of a block: those of :class:`~lora_registry.ops.fidelity.Sums` but the last, and what is suspect."""
 
@@ -48,7 +51,7 @@ def is_sound(told: Sequence[float]) -> bool:
 
     Infinity and NaN spread into the error; see :func:`add_figures`.
     """
-    return isfinite(told[2]) and not told[5]
+    return isfinite(told[2]) and not told[SUSPECT]
 
 
 def sums_of(told: Sequence[float], elements: int) -> Sums:

@@ -27,6 +27,7 @@ import torch
 from lora_registry.device.failures import device_errors
 from lora_registry.device.figures import COUNT
 from lora_registry.device.opening import free_memory, named
+from lora_registry.device.workspace import ELEMENT, Workspace
 from lora_registry.errors import MachineError
 from lora_registry.ops.arrays import Array
 
@@ -34,38 +35,6 @@ LANES = 4
 """Blocks on the device: one for each stream, and one whose thread is between its download and the next upload."""
 
 _Made = TypeVar("_Made")
-
-_ELEMENT = 33
-"""Bytes of the workspace for an element: four float32 and two float64, or four float64, and a boolean."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workspace:
-    """Buffers for the elements that are computed together.
-
-    Attributes:
-        elements: how many at most.
-        memory: all of it, uint8.
-    """
-
-    elements: int
-    memory: torch.Tensor
-
-    def of(self, dtype: torch.dtype, count: int) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-        """Four buffers of ``dtype``, two of float64 (none where ``dtype`` is that) and one of booleans.
-
-        Args:
-            dtype: float32 or float64.
-            count: elements of each.
-        """
-        size = dtype.itemsize
-        narrow = [self._at(position * size, dtype, count) for position in range(4)]
-        wide = [] if size == 8 else [self._at(16 + position * 8, torch.float64, count) for position in range(2)]
-        return narrow, wide, self._at(_ELEMENT - 1, torch.bool, count)
-
-    def _at(self, position: int, dtype: torch.dtype, count: int) -> torch.Tensor:
-        begin = position * self.elements
-        return self.memory[begin : begin + count * dtype.itemsize].view(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +89,7 @@ class Pipeline:
     def _allocate(self, read: int, written: int, elements: int) -> None:
         for count in (elements, (elements + 1) // 2):
             try:
-                workspace = Workspace(count, self._bytes(_ELEMENT * count))
+                workspace = Workspace(count, self._bytes(ELEMENT * count))
                 lanes = [self._lane(read, written) for _ in range(LANES)]
             except torch.OutOfMemoryError:
                 continue
@@ -129,7 +98,7 @@ class Pipeline:
                 self._lanes.put(lane)
             return
         free, total = free_memory(self.device) or (0, 0)
-        needed = LANES * (read + written) + _ELEMENT * ((elements + 1) // 2)
+        needed = LANES * (read + written) + ELEMENT * ((elements + 1) // 2)
         raise MachineError(
             f"a merge needs {needed:,} bytes of memory on {named(self.device)}, and {free:,} of {total:,} are free; "
             "end what else uses it, or compute on the CPU"

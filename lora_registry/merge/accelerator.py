@@ -18,12 +18,14 @@ import numpy as np
 import torch
 
 from lora_registry.adapter import Kind
+from lora_registry.device.block import computed_in, make_run
 from lora_registry.device.change import Change
-from lora_registry.device.elements import beyond, torch_dtype, write_rounded
-from lora_registry.device.figures import add_figures, is_sound, sums_of
+from lora_registry.device.elements import torch_dtype
+from lora_registry.device.figures import is_sound, sums_of
 from lora_registry.device.opening import named, open_cuda
-from lora_registry.device.pipeline import Pipeline, Workspace
+from lora_registry.device.pipeline import Pipeline
 from lora_registry.device.precision import full_precision
+from lora_registry.device.workspace import Workspace
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import MachineError
 from lora_registry.merge.kernel import BlockKernel, Read, Room
@@ -117,11 +119,10 @@ class AcceleratedKernel:
                 f"{part.name}: a row of {self._row:,} elements needs more memory than is free on "
                 f"{named(pipeline.device)}; compute on the CPU"
             )
-        wide = torch.float64 in (self._read_as, self._write_as) or self._write_as == torch.float32
-        self._compute = torch.float64 if wide and (part.changes or self._read_as == torch.float64) else torch.float32
         self._change: Change | None = None
         if part.changes:
-            numpy_type = np.float64 if self._compute == torch.float64 else np.float32
+            wide = computed_in(self._read_as, self._write_as) == torch.float64
+            numpy_type = np.float64 if wide else np.float32
             mergers = [RowMerger(target, part.entry.shape, numpy_type) for target in part.changes]
             self._change = pipeline.prepare(partial(self._changed_by, mergers, read))
         self._lock = Lock()
@@ -168,21 +169,7 @@ class AcceleratedKernel:
         stored, rounded = read.view(self._read_as), written.view(self._write_as)
         for begin, end in self._runs(start, stop):
             run = slice(begin - start, end - start)
-            (before, wanted, delta, kept), wide, unchanged = workspace.of(self._compute, end - begin)
-            before.copy_(stored[run])
-            if self._change is None:
-                wanted.copy_(before)
-                delta.zero_()
-            else:
-                self._change.write(begin, before, wanted, delta, figures[5])
-            clamped = beyond(wanted, self._write_as)
-            if clamped is not None:
-                figures[5] += clamped
-            write_rounded(wanted, rounded[run])
-            kept.copy_(rounded[run])
-            torch.eq(kept, before, out=unchanged)
-            kept -= wanted  # from here on, the error of the rounding
-            add_figures(before, delta, kept, unchanged, figures, wide)
+            make_run(self._change, begin, stored[run], rounded[run], figures, workspace)
 
     def _run_again(self, start: int, stop: int, read: Array, out: Array, room: Room) -> Sums | None:
         """The same by numpy, in blocks of its size."""

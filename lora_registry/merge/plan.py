@@ -15,7 +15,7 @@ from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.dtype_rules import DtypeRules
 from lora_registry.merge.fit import Change, Fit
 from lora_registry.merge.ties import is_shared, may_be_tied, second_ties
-from lora_registry.ops.factors import FACTORED
+from lora_registry.ops.mergeable import check_together
 from lora_registry.ops.tied import TiedPolicy, policy_for
 
 
@@ -160,13 +160,7 @@ class _Changes:
     def check(self) -> None:
         """Several targets may meet in one tensor only where their changes are sums, which have no order."""
         for name, targets in self.by_tensor.items():
-            plain = all(
-                target.kind in FACTORED | {Kind.SPARSE} and not {"magnitude", "value"} & set(target.tensors)
-                for target in targets
-            )
-            if len(targets) > 1 and not plain:
-                names = " and ".join(target.name for target in targets)
-                raise UnsupportedError(f"{names} both change {name}, and their changes cannot simply be added")
+            check_together(name, targets)
         if self.untied and any(target.kind is Kind.TOKENS for targets in self.by_tensor.values() for target in targets):
             raise UnsupportedError("trained tokens keep the embeddings tied, and another target unties them")
 

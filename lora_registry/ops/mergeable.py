@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from lora_registry.adapter import Adapter, Target
+from collections.abc import Sequence
+
+from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import UnsupportedError, refusal
 from lora_registry.format.data_rules import check_data
+from lora_registry.ops.factors import FACTORED
 
 
 def check_mergeable(adapter: Adapter, *, growth: bool = False) -> None:
@@ -55,6 +58,21 @@ def check_target(target: Target) -> None:
     """
     refuse_groups(target)
     _refuse_growth(target)
+
+
+def check_together(place: str, targets: Sequence[Target]) -> None:
+    """Several targets may change one tensor only where their changes are sums, which have no order.
+
+    Raises:
+        UnsupportedError: one of several has a magnitude or a value, or is no sum.
+    """
+    plain = all(
+        target.kind in FACTORED | {Kind.SPARSE} and not {"magnitude", "value"} & set(target.tensors)
+        for target in targets
+    )
+    if len(targets) > 1 and not plain:
+        names = " and ".join(target.name for target in targets)
+        raise UnsupportedError(f"{names} both change {place}, and their changes cannot simply be added")
 
 
 def refuse_gate(adapter: Adapter, why: str) -> None:

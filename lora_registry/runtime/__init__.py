@@ -8,6 +8,7 @@
 :mod:`~.resolve`         which parameter is which target of an adapter
 :mod:`~.change`          what a target does to its base tensor, in torch
 :mod:`~.adapted`         a model with an adapter beside its weights
+:mod:`~.resident`        an adapter merged into weights that torch holds, where they are
 :mod:`~.signature`       inputs and outputs of an exported model
 :mod:`~.export`          PyTorch to ONNX, with names that stay
 :mod:`~.onnx_write`      the exported graph on disk

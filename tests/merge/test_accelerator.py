@@ -300,7 +300,7 @@ def test_a_device_that_fails_leaves_nothing(
         if when == "at once" or len(calls) > 3:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore\nlines")
 
-    monkeypatch.setattr(accelerator, "write_rounded", fails)
+    monkeypatch.setattr(accelerator, "make_run", fails)
     with pytest.raises(MachineError, match=r"^cpu failed: CUDA error: an illegal memory access.*compute on the CPU$"):
         merge_checkpoint(adapter, base, tmp_path / "out", CUDA)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
