@@ -222,12 +222,14 @@ def test_transposed_families_are_those_of_transformers() -> None:
     import re
 
     import transformers
-    from loreg_converters._peft.family import CONV1D_MODULES, TRANSPOSED_EXPERTS
+    from loreg_converters._peft.family import CONV1D_MODULES, IN_OUT_EXPERTS, TRANSPOSED_EXPERTS
 
     sources = {
         path: path.read_text() for path in (Path(transformers.__file__).parent / "models").glob("*/modeling_*.py")
     }
     transposed = {path.parent.name for path, text in sources.items() if re.search(r"\(.*is_transposed=True", text)}
     assert transposed == TRANSPOSED_EXPERTS
+    inputs_first = r"gate_up_proj = nn\.Parameter\(torch\.\w+\(self\.num_experts, self\.hidden_\w+, 2 \*"
+    assert {path.parent.name for path, text in sources.items() if re.search(inputs_first, text)} == IN_OUT_EXPERTS
     conv1d = {name for text in sources.values() for name in re.findall(r"self\.(\w+) = Conv1D\(", text)}
     assert conv1d == CONV1D_MODULES

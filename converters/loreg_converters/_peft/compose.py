@@ -48,7 +48,7 @@ def expert_swaps(adapter: Adapter, original: Config | None, report: Report) -> d
     if not experts or (original is not None and _is_new(original)):
         return {}
     raw: dict[str, Json] = {**(original.raw if original else {}), "base_model_name_or_path": adapter.base.name}
-    expected, certain = expert_layout(Era.NEW, transposed=family(raw).transposed_experts, labels=None)
+    expected, certain = expert_layout(Era.NEW, transposed=family(raw).transposed_experts)
     if original is not None:
         report.kept("peft_version", f"written in the layout of PEFT >= {WRITTEN_VERSION}, read from {original.version}")
     doubt = "" if certain else ", unless the base's module sets is_transposed, which PEFT would find by the shapes"

@@ -60,17 +60,20 @@ def era(version: str | None) -> Era:
     return Era.V0_19_0 if found.numbers == (0, 19, 0) else Era.NEW
 
 
-def expert_layout(when: Era, *, transposed: bool | None, labels: bool | None) -> tuple[Layout, bool]:
+def expert_layout(
+    when: Era, *, transposed: bool | None, in_out: bool | None = None, labels: bool | None = None
+) -> tuple[Layout, bool]:
     """The axis order in which the base stores a stack of experts, and whether that is certain.
 
     Args:
         when: the era of the file.
-        transposed: whether the base stores (expert, in, out) and says so by ``is_transposed``, if known.
+        transposed: whether the base's module sets ``is_transposed``, if known.
+        in_out: whether the base stores (expert, in, out), if known; Llama 4 does and does not say so.
         labels: whether what the factors call in and out is what the layer reads and writes, if known.
     """
-    if transposed is not None and labels is not None:
+    if in_out is not None and labels is not None:
         # Both ends are known: no version is needed, and a base without the attribute does no harm.
-        return (EXPERT_OUT_IN if transposed != labels else EXPERT_IN_OUT), True
+        return (EXPERT_OUT_IN if in_out != labels else EXPERT_IN_OUT), True
     swapped = bool(transposed) == (when is Era.V0_19_0)
     if when is Era.OLD:
         return EXPERT_IN_OUT, True

@@ -11,6 +11,9 @@ from lora_registry.adapter import Json
 TRANSPOSED_EXPERTS = frozenset({"gpt_oss", "openai_privacy_filter", "aria"})
 """Model types whose experts set ``is_transposed`` (transformers 5.23, ``use_experts_implementation``)."""
 
+IN_OUT_EXPERTS = TRANSPOSED_EXPERTS | {"llama4"}
+"""Model types that store experts (expert, in, out), whether they say so or not (transformers 5.23)."""
+
 CONV1D_MODELS = frozenset({"gpt2", "openai", "imagegpt", "decision_transformer", "clvp"})
 """Model types with ``transformers.pytorch_utils.Conv1D`` (transformers 5.23)."""
 
@@ -34,8 +37,15 @@ class Family:
 
     @property
     def transposed_experts(self) -> bool | None:
-        """Whether experts are stored (expert, in, out); None where that is not known."""
+        """Whether the module of experts sets ``is_transposed``; None where that is not known."""
         if self.model_type in TRANSPOSED_EXPERTS:
+            return True
+        return False if self.certain else None
+
+    @property
+    def in_out_experts(self) -> bool | None:
+        """Whether experts are stored (expert, in, out); None where that is not known."""
+        if self.model_type in IN_OUT_EXPERTS:
             return True
         return False if self.certain else None
 
@@ -55,7 +65,7 @@ def family(raw: Mapping[str, Json]) -> Family:
         if found:
             return Family(found[1], certain=True)
     name = str(raw.get("base_model_name_or_path") or "").lower().replace("-", "_")
-    for model_type in sorted(TRANSPOSED_EXPERTS | (CONV1D_MODELS - {"openai"})):
+    for model_type in sorted(IN_OUT_EXPERTS | (CONV1D_MODELS - {"openai"})):
         if re.search(rf"(?<![a-z0-9]){model_type}(?![a-z0-9])", name):
             return Family(model_type, certain=False)
     return Family(None, certain=False)

@@ -226,7 +226,10 @@ class TargetBuilder:
         except UnsupportedError as error:
             self.findings.append(unsupported(place.name, str(error)))
             return
-        layout, certain = expert_layout(when, transposed=self._family.transposed_experts, labels=place.labels)
+        of = self._family
+        layout, certain = expert_layout(
+            when, transposed=of.transposed_experts, in_out=of.in_out_experts, labels=place.labels
+        )
         if self._config.version is None:
             certain = False  # other writers leave the version out too
         if not certain and not checkable:
