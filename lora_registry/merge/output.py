@@ -23,12 +23,12 @@ from lora_registry.merge.plan import FilePlan, Part
 from lora_registry.merge.processor import Processor
 from lora_registry.merge.ranges import Block, Treatment, blocks_of, ranges_of
 from lora_registry.merge.receipt import FileRecord, TensorRecord
-from lora_registry.ops.arrays import Array, as_bytes, numpy_dtype
 from lora_registry.merge.requantize import Requantization
+from lora_registry.ops.arrays import Array, as_bytes, numpy_dtype
 from lora_registry.ops.fidelity import Fidelity, Sums, fidelity
-
 from lora_registry.quantized.encoders import encoder_for
 from lora_registry.quantized.encoding import Piece
+
 CLONED = -1
 """In the journal, the number of a block that is the whole file: it was made as a clone of the base's."""
 
@@ -81,9 +81,9 @@ class Output:
         self._cloned = False
         self._lock = Lock()
         self._kernels: dict[str, BlockKernel] = {}
-        self._left: dict[str, int] = defaultdict(int)
         self._encoded: dict[str, Requantization] = {}
         self._entries = {part.name: part.entry for part in plan.parts if part.weight is not None}
+        self._left: dict[str, int] = defaultdict(int)
         self._sums: dict[str, list[Sums]] = defaultdict(list)
         self._fidelity: dict[str, Fidelity] = {}
         differs_at = None
@@ -222,7 +222,6 @@ class Output:
                 )
             return self._kernels[part.name]
 
-    def _elements(self, part: Part, start: int, stop: int) -> Array:
     def _encode(self, block: Block) -> Sums | None:
         """See to it that all parts of a weight that lie in this file were written; its first block has its figures."""
         part = block.range.part
@@ -242,6 +241,7 @@ class Output:
             begin = len(self.plan.head) + entry.begin + piece.begin
             _write_all(self._write_to, as_bytes(np.ascontiguousarray(piece.data)), begin)
 
+    def _elements(self, part: Part, start: int, stop: int) -> Array:
         assert part.source is not None
         if self._base.is_computed(part.source):
             return self._base.elements(part.source, start, stop)
@@ -270,23 +270,23 @@ class Output:
         return [
             TensorRecord(name, target.name, target.kind, dtype, self._fidelity.get(part.name), parts=parts)
             for part in self.plan.parts
-            for target in part.changes
             if part.weight is None or self._is_first(part)
             for name, dtype, parts in [self._written_as(part)]
+            for target in part.changes
         ]
 
-    def records(self) -> tuple[FileRecord, FileRecord]:
     def _is_first(self, part: Part) -> bool:
         """Whether a part of a quantized weight is the one that has its figures."""
         return part.weight is not None and self._base.weight(part.weight).parts[0] == part.name
 
     def _written_as(self, part: Part) -> tuple[str, str, tuple[str, ...]]:
-        """Name of the tensor that a target changes, what its elements are now, and the names that it is stored under."""
+        """Name of the tensor that a target changes, what its elements are, and the names that it is stored under."""
         if part.weight is None:
             return part.name, part.entry.dtype, ()
         encoder = encoder_for(self._base.weight(part.weight), part.weight)
         return part.weight, encoder.name, encoder.parts
 
+    def records(self) -> tuple[FileRecord, FileRecord]:
         """The records of the base's file and of this one; when all blocks are done."""
         read = written = None
         if self._hashed and self._pair is not None:

@@ -10,6 +10,7 @@ from math import prod
 from lora_registry.adapter import Kind
 from lora_registry.dtypes import DTYPES
 from lora_registry.merge.base import Checkpoint
+from lora_registry.merge.packed import PackedPart
 from lora_registry.merge.plan import FilePlan, Part
 
 COPIED = 1 << 20
@@ -35,8 +36,8 @@ class Treatment(StrEnum):
     COPY = "copy"
     CONVERT = "convert"
     MERGE = "merge"
-    ADD = "add"
     REQUANTIZE = "requantize"
+    ADD = "add"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +118,9 @@ def _range(part: Part, base: Checkpoint, data_start: int) -> Range:
         return Range(Treatment.ADD, begin, end, 0, 0, part)
     origin, origin_end = base.window(part.source)
     again = part.name != part.source
-    if base.is_computed(part.source) and not part.changes:
     if part.weight is not None:
         return Range(Treatment.REQUANTIZE, begin, end, origin, origin_end, part)
+    if base.is_computed(part.source) and not part.changes:
         return Range(Treatment.CONVERT, begin, end, origin, origin_end, part, again)
     if part.changes:
         return Range(Treatment.MERGE, begin, end, origin, origin_end, part, again)
@@ -170,6 +171,10 @@ def _cut(range_: Range, number: int, cut: Cut) -> Iterator[Block]:
 def row_of(part: Part) -> int:
     """Elements that must stay together: a row of the matrix, or matrices, that the tensor is stored as."""
     shape = part.entry.shape
+    if part.weight is not None:  # bytes that are made elsewhere
+        return 1
+    if isinstance(part, PackedPart):
+        return prod(shape[1:])
     if any(target.kind is Kind.EXPERTS for target in part.changes):
         return shape[-1]
     return prod(shape[1:]) if part.changes and part.changes[0].kind is not Kind.FULL else 1
