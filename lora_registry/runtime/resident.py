@@ -143,7 +143,7 @@ class _Job:
     def row(self) -> int:
         """Elements that must stay together."""
         experts = any(target.kind is Kind.EXPERTS for target in self.targets)
-        return max(1, self.shape[-1] if experts else prod(self.shape[1:]))
+        return int(max(1, self.shape[-1] if experts else prod(self.shape[1:])))
 
     def change(self) -> Change | None:
         """The changes on W's device; None where the values are replaced."""

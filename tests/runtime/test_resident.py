@@ -16,6 +16,7 @@ from loreg_converters.peft import converter
 from peft import LoraConfig
 
 from lora_registry.adapter import Adapter, Kind, Target
+from lora_registry.device import block
 from lora_registry.errors import ConflictError, InvalidInputError, MachineError, UnsupportedError
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
@@ -92,7 +93,7 @@ def test_a_model_of_transformers_as_a_merge_into_its_files(tiny_dir: Callable[[s
         assert parameter.requires_grad
 
 
-class Tied(torch.nn.Module):
+class Tied(torch.nn.Module):  # type: ignore[misc]
     """An embedding and a head that share their values."""
 
     def __init__(self) -> None:
@@ -191,7 +192,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
 def test_a_device_that_fails_while_it_writes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of which some are merged are worse than none."""
     calls = []
-    make = resident.make_run
+    make = block.make_run
 
     def fails(*arguments: object) -> None:
         calls.append(arguments)
