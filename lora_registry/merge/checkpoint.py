@@ -33,6 +33,8 @@ from lora_registry.merge.plan import Plan, make_plan
 from lora_registry.merge.processor import processor_for
 from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.receipt import FOLDER_RECEIPT, FileRecord, Receipt, TensorRecord, receipt_path
+from lora_registry.merge.requantized_base import open_stored
+from lora_registry.merge.requantized_plan import requantized
 from lora_registry.merge.retention import check_share, require_retention
 from lora_registry.merge.staging import Staging, staging
 from lora_registry.merge.ties import FLAG
@@ -40,6 +42,7 @@ from lora_registry.merge.unread import require_kept, require_plain, unread_note
 from lora_registry.merge.watch import Watch
 from lora_registry.ops.mergeable import check_mergeable
 from lora_registry.progress import Progress
+from lora_registry.text import plural
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +102,9 @@ class Merge:
         said += growth_notes(self.base)
         if self.base.scheme is not None:
             said.append(f"the base is quantized by {self.base.scheme}: merged into the values that it stands for")
+        if self.options.requantize:
+            count = len({part.weight for file in self.plan.files for part in file.parts if part.weight is not None})
+            said.append(f"{plural(count, 'changed weight')} quantized again, and every other byte left as it was")
         unread = unread_note(self.base)
         said += [*([] if unread is None else [unread]), *self.plan.notes]
         if self.plan.untied and "config.json" not in self.companions.copied:
@@ -124,12 +130,13 @@ def prepare(
 ) -> Merge:
     """Check a merge as a whole, without writing anything; see :func:`merge_checkpoint`."""
     check_mergeable(adapter, growth=True)
-    if options.requantize:
-        raise UnsupportedError("weights are not quantized again yet; without --requantize they are written as BF16")
-    base, out = open_view(base_path, adapter), Path(out)
+    if options.requantize and DtypeRules.parse(options.dtype).rules:
+        raise UsageError("a merge that quantizes again writes every tensor in the type that it has: leave dtype away")
+    stored = open_stored(base_path, adapter) if options.requantize else None
+    base, out = open_view(base_path, adapter) if stored is None else stored.view, Path(out)
     watch = Watch([container.path for container in base.shards.values()])
     dtypes = DtypeRules.parse(options.dtype)
-    check_destination(base, out, overwrite=overwrite)
+    check_destination(stored or base, out, overwrite=overwrite)
     fitted = fit(
         adapter,
         base,
@@ -143,13 +150,18 @@ def prepare(
     fitted.require(f"the adapter and {base.path}", exact=options.require_exact)
     check_growth(base, fitted, options.tied)
     base = with_room(base, fitted)
+    plan = make_plan(base, fitted, dtypes=dtypes, tied=options.tied)
+    if stored is not None:
+        if base is not stored.view:
+            raise UnsupportedError("rows cannot be added to a table of a checkpoint that is quantized again")
+        base, plan = stored, requantized(plan, stored)
     merge = Merge(
         adapter=adapter,
         base=base,
         out=out,
         fitted=fitted,
         dtypes=dtypes,
-        plan=make_plan(base, fitted, dtypes=dtypes, tied=options.tied),
+        plan=plan,
         companions=find_companions(base) if base.is_folder else Companions((), ()),
         options=options,
         identity=content_digest(adapter),

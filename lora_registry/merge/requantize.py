@@ -18,7 +18,7 @@ import numpy as np
 
 from lora_registry.adapter import Kind, Target
 from lora_registry.errors import InvalidInputError
-from lora_registry.ops.arrays import Array, numpy_dtype, round_to, to_array
+from lora_registry.ops.arrays import Array, round_to, to_array
 from lora_registry.ops.change import RowMerger, refuse_nonfinite
 from lora_registry.ops.fidelity import Sums, sums
 from lora_registry.quantized.encoders import encoder_for
@@ -130,6 +130,7 @@ class _Work:
         if self._prepared:
             return
         self._prepared = True
+        self.encoder.prepare()
         together = self.encoder.step * self._width
         if self._targets[0].kind is Kind.FULL:
             self._value = to_array(self._targets[0].tensors["value"]).reshape(-1)
@@ -182,17 +183,6 @@ class _Work:
 
 def _total(figures: list[Sums]) -> Sums:
     """The figures of a whole weight."""
-    floats = (fsum(part[field] for part in figures) for field in range(4))
-    return Sums(*floats, sum(part.unchanged for part in figures), sum(part.elements for part in figures))  # type: ignore[arg-type]
-
-
-def written_parts(name: str, weight: QuantizedWeight, targets: tuple[Target, ...]) -> tuple[str, ...]:
-    """Names of the stored tensors that are written anew where ``targets`` change a weight.
-
-    Raises:
-        UnsupportedError: it cannot be quantized again.
-    """
-    for target in targets:
-        if target.kind is Kind.FULL and not numpy_dtype(target.tensors["value"].dtype).name.startswith(("float", "bfloat")):
-            raise InvalidInputError(f"{name}: the adapter's value is no floating-point number to be quantized")
-    return encoder_for(weight, name).parts
+    base, wanted, error, cross = (fsum(part[field] for part in figures) for field in range(4))
+    unchanged, elements_ = sum(part.unchanged for part in figures), sum(part.elements for part in figures)
+    return Sums(base, wanted, error, cross, unchanged, elements_)

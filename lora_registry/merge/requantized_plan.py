@@ -8,8 +8,8 @@ from dataclasses import replace
 from lora_registry.errors import UnsupportedError
 from lora_registry.format.container import Entry, encode_header
 from lora_registry.merge.plan import FilePlan, Part, Plan, lay_out
-from lora_registry.merge.requantize import written_parts
 from lora_registry.merge.requantized_base import StoredCheckpoint
+from lora_registry.quantized.encoders import encoder_for
 
 
 def requantized(plan: Plan, base: StoredCheckpoint) -> Plan:
@@ -26,21 +26,21 @@ def requantized(plan: Plan, base: StoredCheckpoint) -> Plan:
     for part in new:
         if part.source is not None and base.view.is_computed(part.source):
             raise UnsupportedError(
-                f"{part.name} would need values of its own, and there is no telling how these would be quantized; choose "
-                f"to change every use of {part.source} (tied: both)"
+                f"{part.name} would need values of its own, and nothing says how these would be quantized; choose to "
+                f"change every use of {part.source} (tied: both)"
             )
     changed = {part.name: part for file in plan.files for part in file.parts if part.changes}
     weights: dict[str, Part] = {}
     for name, part in changed.items():
         if part.source is not None and base.view.is_computed(part.source):
-            written = written_parts(name, base.weight(name), part.changes)
-            weights.update(dict.fromkeys(written, part))
+            weights.update(dict.fromkeys(encoder_for(base.weight(name), name).parts, part))
     if new and base.kind == "gguf":
-        raise UnsupportedError(f"{new[0].name} would be a new tensor, and a GGUF file is written with those that it has")
-    files = []
-    for file in plan.files:
-        files.append(_file(file, base, changed, weights, [part for part in new if plan.added[part.name] == file.origin]))
-    return replace(plan, files=tuple(files))
+        raise UnsupportedError(f"{new[0].name} would be a new tensor, and a GGUF file keeps those that it has")
+    files = tuple(
+        _file(file, base, changed, weights, [part for part in new if plan.added[part.name] == file.origin])
+        for file in plan.files
+    )
+    return replace(plan, files=files)
 
 
 def _file(

@@ -20,7 +20,7 @@ import numpy as np
 from lora_registry.adapter import Json
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.ops.arrays import Array
-from lora_registry.quantized.packing import unpack
+from lora_registry.quantized.packing import pack, unpack
 from lora_registry.quantized.weight import Quantization, Scheme, Tensors, integer, require
 
 _FIELD_OF = np.array([0, 4, 1, 5, 2, 6, 3, 7])
@@ -50,19 +50,26 @@ class AwqWeight:
     def rows(self, first: int, last: int) -> Array:
         """Rows of outputs, which are columns of what is stored."""
         size = self.shape[1] // len(self.scales)
-        zeros = np.repeat(_outputs(self.zeros, first, last), size, axis=1)
+        zeros = np.repeat(outputs(self.zeros, first, last), size, axis=1)
         scales = np.repeat(self.scales[:, first:last].T.astype(np.float32), size, axis=1)
-        result: Array = (_outputs(self.codes, first, last) - zeros) * scales
+        result: Array = (outputs(self.codes, first, last) - zeros) * scales
         return result
 
 
-def _outputs(words: Array, first: int, last: int) -> Array:
-    """Some outputs of packed words: int16, (last - first, rows of ``words``)."""
+def outputs(packed: Array, first: int, last: int) -> Array:
+    """Some outputs of packed words: int16, (last - first, rows of ``packed``)."""
     begin = first // 8
-    part = np.ascontiguousarray(words[:, begin : -(-last // 8)])
-    fields = unpack(part[..., np.newaxis], 4, 8)[..., _FIELD_OF].reshape(len(words), -1)
+    part = np.ascontiguousarray(packed[:, begin : -(-last // 8)])
+    fields = unpack(part[..., np.newaxis], 4, 8)[..., _FIELD_OF].reshape(len(packed), -1)
     result: Array = fields[:, first - begin * 8 : last - begin * 8].T.astype(np.int16)
     return result
+
+
+def words(numbers: Array) -> Array:
+    """The inverse: whole words of outputs, (outputs, rows), as int32 (rows, outputs / 8)."""
+    fields = np.empty((numbers.shape[1], len(numbers) // 8, 8), np.uint8)
+    fields[..., _FIELD_OF] = numbers.T.reshape(fields.shape)
+    return pack(fields, 4)[..., 0]
 
 
 def find(tensors: Tensors, settings: Mapping[str, Json], dtype: str) -> Quantization | None:

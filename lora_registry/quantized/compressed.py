@@ -15,7 +15,7 @@ dense along the outputs. Scales are for the tensor, for each row, for groups of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,18 +42,30 @@ class CompressedWeight:
     Attributes:
         shape: (out, in).
         dtype: what compressed-tensors decompresses to.
-        parts: names of the stored tensors.
-        codes: gives rows of integers or of float8.
+        parts: names of the stored tensors; that of the zero points comes last, where there are some.
+        stored: the elements as they are stored: packed words, integers or float8, a row for each output.
+        bits: of a packed element; 0 where none is packed.
         scales: float32.
+        scale_dtype: element type that the scales are stored in, by safetensors' name.
         zeros: integers; None where zero is 0.
+        stored_zeros: the same as they are stored.
     """
 
     shape: tuple[int, ...]
     dtype: str
     parts: tuple[str, ...]
-    codes: Callable[[int, int], Array]
+    stored: Array
+    bits: int
     scales: Grid
+    scale_dtype: str
     zeros: Grid | None
+    stored_zeros: Array | None
+
+    def codes(self, first: int, last: int) -> Array:
+        """Rows of integers or of float8."""
+        if not self.bits:
+            return self.stored[first:last]
+        return unpack(self.stored[first:last], self.bits, self.shape[1]).astype(np.int16) - (1 << (self.bits - 1))
 
     def rows(self, first: int, last: int) -> Array:
         """Rows of outputs."""
@@ -130,39 +142,31 @@ class _Module:
         parts = [name, f"{module}.weight_scale"]
         if packed:
             parts.append(f"{module}.weight_shape")
-            shape, codes, bits = self._unpacked(module)
+            stored, shape, bits = self._packed(module)
         else:
             stored = require(self._tensors, self._known, name, ("I8", *FLOAT8), axes=2)
             shape, bits = stored.shape, 0
-
-            def codes(first: int, last: int) -> Array:
-                return stored[first:last]
-
         scale = parts[1]
         if self._tensors.dtype(scale) not in _FLOATS:
             raise UnsupportedError(f"{scale} holds {self._tensors.dtype(scale)}; loreg reads F16, BF16 or F32 there")
         scales = self._grid(shape, self._tensors.array(scale).astype(np.float32), scale)
-        zeros = None
+        zeros = stored_zeros = None
         if f"{module}.weight_zero_point" in self._known:
             parts.append(f"{module}.weight_zero_point")
             zeros = self._zeros(parts[-1], scales, bits)
+            stored_zeros = self._tensors.array(parts[-1])
         own = self._tensors.dtype(scale)
         dtype = own if DTYPES[own].size == 2 else self._dtype
-        return CompressedWeight(shape, dtype, tuple(parts), codes, scales, zeros)
+        return CompressedWeight(shape, dtype, tuple(parts), stored, bits, scales, own, zeros, stored_zeros)
 
-    def _unpacked(self, module: str) -> tuple[tuple[int, ...], Callable[[int, int], Array], int]:
+    def _packed(self, module: str) -> tuple[Array, tuple[int, ...], int]:
         words = require(self._tensors, self._known, f"{module}.weight_packed", ("I32",), axes=2)
         lengths = require(self._tensors, self._known, f"{module}.weight_shape", ("I64", "I32"), axes=1)
         shape = tuple(int(length) for length in lengths)
         fitting = [bits for bits in self._bits if len(shape) == 2 and -(-shape[1] * bits // 32) == words.shape[1]]
         if len(shape) != 2 or shape[0] != words.shape[0] or len(fitting) != 1 or not 1 <= fitting[0] <= 8:
             raise InvalidInputError(f"{module}: {list(words.shape)} words are not a weight of {list(shape)}")
-        bits = fitting[0]
-
-        def codes(first: int, last: int) -> Array:
-            return unpack(words[first:last], bits, shape[1]).astype(np.int16) - (1 << (bits - 1))
-
-        return shape, codes, bits
+        return words, shape, fitting[0]
 
     def _zeros(self, name: str, scales: Grid, bits: int) -> Grid:
         dtype = self._tensors.dtype(name)

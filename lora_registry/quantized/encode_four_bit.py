@@ -1,8 +1,8 @@
 """nf4 and fp4 written again, as ``quantize_4bit`` of bitsandbytes 0.50 does (``backends/default/ops.py``).
 
-Elements are divided by the largest of their block and rounded to the nearest of the sixteen values. Where the scales are
-quantized themselves, their own scales and their offset are kept: a new scale is rounded to the nearest that these can
-express, and the elements are divided by what that stands for.
+Elements are divided by the largest of their block and rounded to the nearest of the sixteen values. Where the scales
+are quantized themselves, their own scales and their offset are kept: a new scale is rounded to the nearest that these
+can express, and the elements are divided by what that stands for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """float8 written again: every block is divided by its scale and rounded to the nearest float8.
 
-A scale is kept while the largest element of its block is in range with it, because another one moves every element of
-the block to other values and makes none of them finer. Otherwise the largest element becomes the largest float8
-(transformers 5.23, ``Fp8Quantize``). Where all scales of a weight are powers of two, so are new ones.
+With a scale of its own, the largest element of a block becomes the largest float8 (transformers 5.23, ``Fp8Quantize``);
+where all scales of a weight are powers of two, so is a new one. Where one scale is for the whole weight, it is kept
+while the largest element still rounds to a float8 that there is, because another scale would move every element.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from lora_registry.quantized.grid import Grid
 class Fp8Encoder(Independent):
     """Encodes float8; see :class:`~lora_registry.quantized.encoding.Encoder`."""
 
-    name = "fp8"
-
-    def __init__(self, weight: Fp8Weight) -> None:
+    def __init__(self, weight: Fp8Weight, name: str = "fp8") -> None:
+        self.name = name
         self._weight = weight
-        self._largest = np.float32(ml_dtypes.finfo(weight.values.dtype).max)
+        finite = ml_dtypes.finfo(weight.values.dtype)
+        self._largest = np.float32(finite.max)
+        # What is half a step beyond the largest float8 still rounds to it.
+        self._reach = self._largest + np.float32(2) ** np.floor(np.log2(self._largest)) * np.float32(finite.eps) / 2
         self._powers = bool((np.frexp(weight.scales.values)[0] == 0.5).all())
-        self._covered: float | None = None
+        self._range = np.float32(0)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -46,42 +48,54 @@ class Fp8Encoder(Independent):
 
     def cover(self, low: float, high: float) -> None:
         """What the one scale has to cover."""
-        self._covered = max(-low, high, 0.0)
+        self._range = np.float32(max(-low, high))
 
     def encode(self, first: int, last: int, before: Array, wanted: Array) -> tuple[list[Piece], Array]:
         """Rows of outputs."""
-        weight, grid = self._weight, self._weight.scales
+        weight = self._weight
         rows = wanted.astype(np.float32, copy=False)
         width = rows.shape[1]
         if self.needs_range:
-            within = slice(0, 1)
-            largest = np.full((1, 1), self._covered, np.float32)
-            scales = self._scales(grid.values[:1], largest)
-            spread = np.broadcast_to(scales, rows.shape)
+            grid, run = Grid(rows.shape, rows.shape, weight.scales.values[:1]), (0, len(rows))
         else:
-            within = grid.within(first, last)
-            largest = grid.reduce(first, last, np.abs(rows), np.maximum)
-            scales = self._scales(grid.values[within], largest)
-            spread = grid.spread(first, last, scales)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            divided = np.where(spread != 0, rows / spread, np.float32(0))
-        codes = np.clip(divided, -self._largest, self._largest).astype(weight.values.dtype)
-        stored = weight.values.reshape(-1, width)[first:last]
-        alike = (before == wanted) & (spread == grid.rows(first, last))
-        codes = np.where(alike, stored, codes)
-        values = round_to(scales, weight.scale_dtype)
-        pieces = [
-            Piece(weight.parts[0], first * width, codes),
-            Piece(weight.parts[1], within.start * grid.values.shape[1] * values.itemsize, values),
-        ]
-        shown = replace(weight, values=codes, scales=Grid((*rows.shape,), (1, 1), spread))
+            grid, run = weight.scales, (first, last)
+        own = grid.values[grid.within(*run)]
+        if self.needs_range:
+            kept = self._range <= np.abs(own) * self._reach
+            scales = own if kept.all() else self._fresh(np.full((1, 1), self._range))
+        else:
+            touched = grid.reduce(*run, (before != wanted).astype(np.uint8), np.maximum) > 0
+            scales = np.where(touched, self._closer(grid, run, own, rows), own)
+        spread = grid.spread(*run, scales)
+        alike = (before == wanted) & (spread == grid.spread(*run, own))
+        codes = np.where(alike, weight.values.reshape(-1, width)[first:last], self._divided(rows, spread))
+        values = round_to(np.ascontiguousarray(scales), weight.scale_dtype)
+        begin = 0 if self.needs_range else grid.within(*run).start * values.shape[1] * values.itemsize
+        shown = replace(weight, values=codes, scales=Grid(rows.shape, (1, 1), spread))
+        pieces = [Piece(weight.parts[0], first * width, codes), Piece(weight.parts[1], begin, values)]
         return pieces, shown.rows(0, len(rows))
 
-    def _scales(self, own: Array, largest: Array) -> Array:
-        """The scales of blocks: their own where these reach far enough, else new ones, as they can be stored."""
-        fresh = largest / self._largest
-        if self._powers:
-            fresh = np.exp2(np.ceil(np.log2(np.maximum(fresh, np.finfo(np.float32).tiny))))
-        made = round_to(fresh.astype(np.float32), self._weight.scale_dtype).astype(np.float32)
-        result: Array = np.where(largest <= np.abs(own) * self._largest, own, made)
+    def _closer(self, grid: Grid, run: tuple[int, int], own: Array, rows: Array) -> Array:
+        """Of each block, its own scale or a new one, whichever comes closer."""
+        fresh = self._fresh(grid.reduce(*run, np.abs(rows), np.maximum))
+        errors = []
+        for scales in (own, fresh):
+            spread = grid.spread(*run, scales)
+            difference = self._divided(rows, spread).astype(np.float32) * spread - rows
+            errors.append(grid.reduce(*run, difference * difference, np.add))
+        result: Array = np.where(errors[1] < errors[0], fresh, own)
         return result
+
+    def _divided(self, rows: Array, scales: Array) -> Array:
+        """The nearest float8 of each element, in range."""
+        divided = np.zeros_like(rows)
+        np.divide(rows, scales, out=divided, where=scales != 0)
+        result: Array = np.clip(divided, -self._largest, self._largest).astype(self._weight.values.dtype)
+        return result
+
+    def _fresh(self, largest: Array) -> Array:
+        """New scales for blocks by their largest elements, with the digits that they can be stored with."""
+        scales = largest.astype(np.float32) / self._largest
+        if self._powers:
+            scales = np.exp2(np.ceil(np.log2(np.maximum(scales, np.finfo(np.float32).tiny))))
+        return round_to(scales.astype(np.float32), self._weight.scale_dtype).astype(np.float32)

@@ -2,7 +2,8 @@
 
 A group is what shares a scale. A group that a change leaves alone keeps its bytes. Any other is encoded in two ways,
 with the scale that it has and with the one that the scheme's own quantizer would give it, and the way whose values are
-closer to the wanted ones (the sum of the squared differences) is taken; the scale that is there wins a draw.
+closer to the wanted ones (the sum of the squared differences) is taken; the scale that is there wins a draw. One scale
+for all of a weight is kept while every value rounds to a code that there is.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ class Encoder(Protocol):
     def needs_range(self) -> bool:
         """Whether :meth:`cover` must be called first: one scale is for all rows."""
 
+    def prepare(self) -> None:
+        """Make room; called once, before anything is encoded."""
+
     def cover(self, low: float, high: float) -> None:
         """Take notice of the smallest and the largest value that there will be."""
 
@@ -79,6 +83,9 @@ class Independent:
     def needs_range(self) -> bool:
         """They do not."""
         return False
+
+    def prepare(self) -> None:
+        """Nothing."""
 
     def cover(self, low: float, high: float) -> None:
         """Nothing."""

@@ -48,15 +48,19 @@ def q3_k(blocks: Array) -> Array:
 
     Where the third bit is not set, 4 is taken off.
     """
-    low = blocks[:, 96:104]
-    high = _planes(blocks[:, 104:108], 2, 4)
-    scales = np.concatenate((low & 15, low >> 4), axis=1) | (high << 4)
     codes = _planes(blocks[:, 32:96], 2, 32).astype(np.int8)
     codes -= 4 * (1 - _planes(blocks[:, :32], 1, 32)).astype(np.int8)
-    return _scaled(halves(blocks, 108) * (scales.astype(np.int8) - 32), codes).reshape(len(blocks), -1)
+    return _scaled(halves(blocks, 108) * scales_of_q3_k(blocks[:, 96:108]), codes).reshape(len(blocks), -1)
 
 
-def _scales_and_minima(blocks: Array) -> tuple[Array, Array]:
+def scales_of_q3_k(octets: Array) -> Array:
+    """Sixteen scales of six bits in twelve bytes: int8."""
+    low, high = octets[:, :8], _planes(octets[:, 8:], 2, 4)
+    scales: Array = np.concatenate((low & 15, low >> 4), axis=1) | (high << 4)
+    return scales.astype(np.int8) - np.int8(32)
+
+
+def scales_and_minima(blocks: Array) -> tuple[Array, Array]:
     """Of q4_k and q5_k: eight blocks' scales and minima, six bits each in twelve bytes from the fifth on."""
     first, second, rest = (blocks[:, begin : begin + 4] for begin in (4, 8, 12))
     scales = np.concatenate((first & 63, (rest & 15) | ((first >> 6) << 4)), axis=1)
@@ -66,14 +70,14 @@ def _scales_and_minima(blocks: Array) -> tuple[Array, Array]:
 
 def q4_k(blocks: Array) -> Array:
     """Scale and minimum, those of the blocks, 128 bytes of four-bit elements."""
-    scales, minima = _scales_and_minima(blocks)
+    scales, minima = scales_and_minima(blocks)
     low = _scaled(scales, _planes(blocks[:, 16:144], 4, 32))
     return (low - minima[:, :, np.newaxis]).reshape(len(blocks), -1)
 
 
 def q5_k(blocks: Array) -> Array:
     """Scale and minimum, those of the blocks, 32 bytes of fifth bits, 128 of the lower four."""
-    scales, minima = _scales_and_minima(blocks)
+    scales, minima = scales_and_minima(blocks)
     codes = _planes(blocks[:, 48:176], 4, 32) | (_planes(blocks[:, 16:48], 1, 32) << 4)
     return (_scaled(scales, codes) - minima[:, :, np.newaxis]).reshape(len(blocks), -1)
 

@@ -21,7 +21,7 @@ import numpy as np
 from lora_registry.adapter import Json
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.ops.arrays import Array
-from lora_registry.quantized.packing import unpack
+from lora_registry.quantized.packing import pack, unpack
 from lora_registry.quantized.weight import Quantization, Scheme, Tensors, integer, require
 
 _FORMATS = ("gptq", "gptq_v2")
@@ -58,11 +58,11 @@ class GptqWeight:
     def rows(self, first: int, last: int) -> Array:
         """Rows of outputs, which are columns of what is stored."""
         codes = unpack(self.codes[:, first:last].T, self.bits, self.shape[1]).astype(np.int16)
-        codes -= self._zeros(first, last).T[:, self.groups]
+        codes -= self.zero_points(first, last).T[:, self.groups]
         scales: Array = self.scales[:, first:last].astype(np.float32).T
         return codes * scales[:, self.groups]
 
-    def _zeros(self, first: int, last: int) -> Array:
+    def zero_points(self, first: int, last: int) -> Array:
         """The zero points of some outputs: int16, (groups, last - first)."""
         begin = first // _FIELDS
         words = self.zeros[:, begin * self.bits : -(-last // _FIELDS) * self.bits]
@@ -70,6 +70,16 @@ class GptqWeight:
             words = words.view(np.uint32) + np.uint32(0xFFFFFFFF // ((1 << self.bits) - 1))  # one in each field
         fields = unpack(words, self.bits, last - begin * _FIELDS)[:, first - begin * _FIELDS :].astype(np.int16)
         return (fields + 1) & 7 if self.first_form and self.bits == 3 else fields
+
+    def packed_zeros(self, zeros: Array) -> Array:
+        """The inverse: zero points, uint8 (groups, outputs), as words; the outputs begin with a word."""
+        if self.first_form and self.bits == 3:
+            return pack((zeros - 1) & 7, 3)
+        words = pack(zeros, self.bits)
+        if self.first_form:
+            ones = np.uint32(0xFFFFFFFF // ((1 << self.bits) - 1))
+            words = (words.view(np.uint32) - ones).view(np.int32)
+        return words
 
 
 def find(tensors: Tensors, settings: Mapping[str, Json], dtype: str) -> Quantization | None:
