@@ -16,6 +16,7 @@ from math import sqrt
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from lora_registry.algebra.arithmetic import device
 from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import Array
 
@@ -98,6 +99,9 @@ class Svd:
 
 def svd(matrix: LowRank) -> Svd:
     """The decomposition of left · right by way of its core."""
+    elsewhere = device()
+    if elsewhere is not None:
+        return Svd(*elsewhere.product_svd(matrix.left, matrix.right, _check_core))
     q1, r1 = np.linalg.qr(matrix.left)
     q2, r2 = np.linalg.qr(matrix.right.T)
     u, values, vt = np.linalg.svd(_core(r1, r2))
@@ -114,9 +118,13 @@ def singular_values(matrix: LowRank) -> Array:
 def _core(r1: Array, r2: Array) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         core = r1 @ r2.T
-    if not np.abs(core).max(initial=0.0) < _LARGEST:
-        raise InvalidInputError("a change is so large that its norm is beyond float64; the adapter is broken")
+    _check_core(float(np.abs(core).max(initial=0.0)))
     return np.asarray(core)
+
+
+def _check_core(largest: float) -> None:
+    if not largest < _LARGEST:
+        raise InvalidInputError("a change is so large that its norm is beyond float64; the adapter is broken")
 
 
 def norm(matrices: Iterable[LowRank]) -> float:

@@ -29,6 +29,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from lora_registry.algebra.arithmetic import device
 from lora_registry.errors import UsageError
 from lora_registry.ops.arrays import Array
 
@@ -53,9 +54,7 @@ def trimmed(change: Array, density: float, convention: Convention = Convention.P
         density: from 0 to 1.
         convention: mergekit keeps one element at least, unless the density is 0.
     """
-    keep = int(density * change.size)
-    if convention is Convention.MERGEKIT and density > 0:
-        keep = max(1, keep)
+    keep = _staying(change.size, density, convention)
     if keep >= change.size:
         return change
     if keep == 0:
@@ -66,6 +65,11 @@ def trimmed(change: Array, density: float, convention: Convention = Convention.P
     equal = np.flatnonzero(magnitudes == last)
     kept[equal[: keep - int(np.count_nonzero(kept))]] = True
     return np.where(kept.reshape(change.shape), change, 0).astype(change.dtype)
+
+
+def _staying(size: int, density: float, convention: Convention) -> int:
+    keep = int(density * size)
+    return max(1, keep) if convention is Convention.MERGEKIT and density > 0 else keep
 
 
 def above(change: Array, threshold: float) -> Array:
@@ -103,8 +107,7 @@ def elected(changes: Sequence[Array], weights: Sequence[float], convention: Conv
     Raises:
         UsageError: unequal weights, which the paper does not have.
     """
-    if convention is Convention.PAPER and len(set(weights)) > 1:
-        raise UsageError("the paper's TIES has one weight for all adapters; peft and mergekit have one for each")
+    _check_weights(weights, convention)
     by_weight = convention is Convention.MERGEKIT
     weighted = [change * weight for change, weight in zip(changes, weights, strict=True)]
     voters = weighted if by_weight else changes
@@ -119,6 +122,47 @@ def elected(changes: Sequence[Array], weights: Sequence[float], convention: Conv
         divisor += agrees.astype(total.dtype) * (weight if by_weight else 1)
     divisor[divisor == 0] = 1
     return np.asarray(result / divisor)
+
+
+def _check_weights(weights: Sequence[float], convention: Convention) -> None:
+    if convention is Convention.PAPER and len(set(weights)) > 1:
+        raise UsageError("the paper's TIES has one weight for all adapters; peft and mergekit have one for each")
+
+
+def ties(
+    changes: Sequence[Array],
+    density: float,
+    weights: Sequence[float],
+    convention: Convention,
+    thresholds: Sequence[float] | None = None,
+) -> Array:
+    """TIES of one matrix: each change trimmed, then elected; on a device where one computes dense matrices.
+
+    Args:
+        changes: one float32 array for each adapter, all of one shape.
+        density: the share of each that stays, from 0 to 1.
+        weights: one for each.
+        convention: whose rules.
+        thresholds: for each, the magnitude from which on elements stay, in the place of ``density``.
+
+    Raises:
+        UsageError: unequal weights, which the paper does not have.
+    """
+    elsewhere = device()
+    if elsewhere is None:
+        if thresholds is None:
+            thinned = [trimmed(change, density, convention) for change in changes]
+        else:
+            thinned = [above(change, least) for change, least in zip(changes, thresholds, strict=True)]
+        return elected(thinned, weights, convention)
+    _check_weights(weights, convention)
+    return elsewhere.ties(
+        changes,
+        thresholds or [_staying(change.size, density, convention) for change in changes],
+        weights,
+        by_weight=convention is Convention.MERGEKIT,
+        sign_of_zero=0 if convention is Convention.PAPER else 1,
+    )
 
 
 def threshold(changes: Callable[[], Iterator[Array]], density: float) -> float:

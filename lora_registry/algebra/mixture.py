@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from lora_registry.adapter import Kind, Target
-from lora_registry.algebra.election import Convention, above, dropped, elected, threshold, trimmed
+from lora_registry.algebra.election import Convention, dropped, threshold, ties, trimmed
 from lora_registry.algebra.lowering import lowered
 from lora_registry.algebra.recipe import Method, Recipe
 from lora_registry.algebra.slices import slices
@@ -49,9 +49,10 @@ class Mixture:
             yield self._mix(f"{name}/{index}", changes, numbers, weights)
 
     def _mix(self, name: str, changes: Sequence[Array], numbers: Sequence[int], weights: Sequence[float]) -> Array:
-        thinned = [self._thinned(change, name, number) for change, number in zip(changes, numbers, strict=True)]
         if self._recipe.method is Method.TIES:
-            return elected(thinned, weights, self._recipe.rules)
+            least = None if self._thresholds is None else [self._thresholds[number] for number in numbers]
+            return ties(changes, self._density, weights, self._recipe.rules, least)
+        thinned = [self._thinned(change, name, number) for change, number in zip(changes, numbers, strict=True)]
         total = np.zeros_like(changes[0])
         for change, weight in zip(thinned, weights, strict=True):
             total += np.float32(weight) * change
@@ -60,8 +61,6 @@ class Mixture:
     def _thinned(self, change: Array, name: str, number: int) -> Array:
         if self._recipe.method is Method.DARE:
             return dropped(change, self._density, self._random(name, number), self._recipe.rules)
-        if self._thresholds is not None:
-            return above(change, self._thresholds[number])
         return trimmed(change, self._density, self._recipe.rules)
 
     def _random(self, name: str, number: int) -> np.random.Generator:

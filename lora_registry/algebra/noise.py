@@ -34,13 +34,14 @@ class Noise:
     largest: float
 
 
-def rounding_noise(weights: Array) -> Noise:
-    """The noise in a matrix that was rounded to the element type that it has.
+def rounding_noise(weights: Array, dtype: str | None = None) -> Noise:
+    """The noise in a matrix that was rounded to an element type.
 
     Args:
         weights: (rows, columns) of a float type.
+        dtype: the type by safetensors' name; the one that ``weights`` has, if None.
     """
-    precision = _PRECISION[dtype_name(weights.dtype)]
+    precision = _PRECISION[dtype or dtype_name(weights.dtype)]
     columns = np.zeros(weights.shape[1])
     total = widest = 0.0
     step = max(1, _BLOCK // weights.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,12 @@ from lora_registry.cli._command import command, json_option
 from lora_registry.cli._output import print_fields, print_json
 from lora_registry.cli._progress import progress
 from lora_registry.cli._texts import LICENSE, NAME
+from lora_registry.errors import UsageError
 from lora_registry.text import listed, plural, printable
 
 if TYPE_CHECKING:
-    from lora_registry.algebra.extract import Extraction
+    from lora_registry.algebra.extract import Extraction, Reading
+    from lora_registry.ops.base_model import BaseModel
 
 
 @command(
@@ -32,12 +35,15 @@ if TYPE_CHECKING:
 loreg extract --base ./base --tuned ./tuned -o tuned.loreg.safetensors
 loreg extract --base ./base --tuned ./tuned -o tuned.loreg.safetensors --rank 64 --dtype BF16
 loreg extract --base base.safetensors --tuned tuned.safetensors -o tuned.loreg.safetensors --energy 0.9 --full
+loreg extract --base base.onnx --tuned tuned.onnx -o tuned.loreg.safetensors
 """,
 )
 @click.option(
-    "--base", type=click.Path(path_type=Path), required=True, help="Hugging Face folder or .safetensors file."
+    "--base", type=click.Path(path_type=Path), required=True, help="Hugging Face folder, .safetensors or .onnx file."
 )
-@click.option("--tuned", type=click.Path(path_type=Path), required=True, help="The same model after training.")
+@click.option(
+    "--tuned", type=click.Path(path_type=Path), required=True, help="The same model after training, of the same form."
+)
 @truncation_options
 @click.option("--full", is_flag=True, help="Take whole values of what is no matrix, and changes of biases.")
 @click.option("--base-name", type=NAME, help="What people call the base model.")
@@ -62,19 +68,23 @@ def extract(
     It holds the largest singular values of the difference of each matrix. Without --rank and --energy these are the
     ones that stand above the rounding of TUNED: where a LoRA was merged, its own. Rounding to bfloat16 is a change of
     every weight, which no low rank holds; a note says how large it is, for an error of that size is nothing lost.
+
+    Of ONNX models, the graphs are the same but for the values. Targets are called as in the checkpoint where the
+    exporter left its names, and are (out, in) again where it transposed them; other initializers keep their names.
     """
     from lora_registry.adapter import Base
     from lora_registry.algebra.extract import extract as extracted
     from lora_registry.algebra.truncation import Truncation
     from lora_registry.format.identity import content_digest
     from lora_registry.format.writer import write_adapter
-    from lora_registry.merge.base import open_base
 
     check_output(output, overwrite=overwrite)
     asked, about = Truncation(rank, energy), Base(name=base_name, license=base_license)
-    first, second = open_base(base), open_base(tuned)
+    first, second, readings = _opened(base, tuned)
     with progress("extracting", unit="tensors", quiet=as_json) as advance:
-        found = extracted(first, second, asked, dtype=dtype, full=full, about=about, progress=advance)
+        found = extracted(
+            first, second, asked, dtype=dtype, full=full, about=about, readings=readings, progress=advance
+        )
     made = found.adapter
     write_adapter(made, output, overwrite=overwrite)
     content = str(content_digest(made))
@@ -86,6 +96,20 @@ def extract(
     click.echo(f"wrote {printable(str(output))}")
     print_fields([("content", content), ("targets", plural(len(made), "target")), ("ranks", ranks(made))])
     print_notes(_noise(found))
+
+
+def _opened(base: Path, tuned: Path) -> tuple[BaseModel, BaseModel, Mapping[str, Reading]]:
+    """Both models, and how they read their tensors, where a graph tells it."""
+    if (base.suffix == ".onnx") != (tuned.suffix == ".onnx"):
+        raise UsageError("one of the two is an ONNX model, and the other is not")
+    if base.suffix == ".onnx":
+        from lora_registry.onnx.pairs import open_pair
+
+        first, second = open_pair(base, tuned)
+        return first, second, first.readings
+    from lora_registry.merge.base import open_base
+
+    return open_base(base), open_base(tuned), {}
 
 
 def _noise(found: Extraction) -> list[str]:

@@ -15,6 +15,7 @@
 :mod:`~.refusal`      why a target cannot be resolved
 :mod:`~.resolve`      the chain of all these
 :mod:`~.resolution`   its result
+:mod:`~.pairs`        two models as a checkpoint and a tuned one
 :mod:`~.patch`        edits on the graph
 :mod:`~.writer`       the bytes of an edited model
 :mod:`~.save`         its files, whole or not at all

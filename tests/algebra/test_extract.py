@@ -222,3 +222,33 @@ def test_the_noise_of_rounding_is_what_rounding_makes(dtype: Any) -> None:
     noise = rounding_noise(rounded)
     assert np.linalg.norm(error) == pytest.approx(noise.norm, rel=0.04)
     assert 0.4 * noise.largest < np.linalg.norm(error, 2) < 1.1 * noise.largest
+
+
+@pytest.mark.parametrize("rank", [3, 16, 48])
+@pytest.mark.parametrize("size", [0.01, 1.0, 30.0])
+def test_the_rank_is_exact_whatever_arithmetic_merged(rank: int, size: float) -> None:
+    """A product in float32, as PEFT computes it, is off by more than one rounding where the change is large."""
+    base = weights(300, 200)
+    left, right = (RANDOM.standard_normal(shape).astype(np.float32) for shape in ((300, rank), (rank, 200)))
+    change = left @ right
+    change *= np.float32(size * 0.02 / change.std())
+    made, _ = extracted(Model({"w": base}), Model({"w": base + change}), Truncation())
+    assert made.targets[0].rank == rank
+
+
+def test_a_reading_decides_kind_and_layout() -> None:
+    """Where a graph says how it reads a tensor, its name does not count; a kernel is a matrix (out, in·k)."""
+    base = {"wte.weight": weights(30, 40), "table": weights(30, 40), "kernel": weights(24, 8, 3, 3)}
+    changes = {name: low_rank(2, len(array), array[0].size).reshape(array.shape) for name, array in base.items()}
+    tuned = {name: (array + changes[name]).astype(np.float32) for name, array in base.items()}
+    readings = {
+        "wte.weight": (Kind.LINEAR, ("in", "out")),
+        "table": (Kind.EMBEDDING, ("in", "out")),
+        "kernel": (Kind.CONV, ("out", "in", "k", "k")),
+    }
+    made, _ = extracted(Model(base), Model(tuned), Truncation(), readings=readings)
+    assert {target.name: (target.kind, target.layout) for target in made} == readings
+    for target in made:
+        assert target.rank == 2
+        assert np.linalg.norm(delta(target) - changes[target.name]) / np.linalg.norm(changes[target.name]) < 1e-5
+    encode_adapter(made)
