@@ -14,6 +14,11 @@
 :mod:`~.onnx_write`      the exported graph on disk
 :mod:`~.probe_model`     one MatMul as bytes, to prove a provider with
 :mod:`~.ort`             ONNX Runtime sessions that run where they were asked to
+:mod:`~.sources`         adapters as a program names them
+:mod:`~.session`         a session with adapters merged at load
+:mod:`~.slot_values`     what an adapter feeds to a switchable model
+:mod:`~.adapter_pool`    many adapters in memory, one session, one choice a request
+:mod:`~.batched`         one run, and an adapter of its own for each row
 :mod:`~.generate`        decoding with a KV cache
 :mod:`~.samples`         inputs to compare models with
 :mod:`~.compare`         how far two outputs are apart

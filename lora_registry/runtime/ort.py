@@ -6,7 +6,9 @@ proves the provider first (one MatMul with the fallback switched off) and looks 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lora_registry.errors import InvalidInputError, MachineError, NotFoundError, UnsupportedError, UsageError
@@ -22,6 +24,8 @@ _OPTIONS: dict[str, dict[str, str]] = {
     # float32 means float32: TensorFloat-32 keeps 10 bits of mantissa and misses every float32 tolerance
     "CUDAExecutionProvider": {"use_tf32": "0"},
 }
+
+BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 _HEAVY = frozenset(
     {
@@ -76,16 +80,28 @@ def errors_of(module: Any) -> tuple[type[Exception], ...]:
     return tuple(getattr(state, name) for name in _ERRORS if hasattr(state, name))
 
 
-def open_session(path: Path, *, provider: str = "cpu", threads: int | None = None) -> Any:
+def open_session(
+    path: Path,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    graph: bytes | None = None,
+    initializers: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
     """Open an ONNX file on a provider that provably runs.
 
     Args:
         path: the ``.onnx`` file.
         provider: a key of :data:`PROVIDERS`.
         threads: threads within an operator; None for ONNX Runtime's choice.
+        graph: a serialized model to run instead of the one in the file; its external data are those of the file.
+        initializers: name to the ``OrtValue`` that takes the place of an initializer with external data. (ONNX Runtime
+            1.32 also has ``add_initializer`` for those in the graph itself; where an optimizer folds one, into its
+            transpose for example, it folds the old values, and the new ones are ignored in silence.)
 
     Returns:
-        An ``onnxruntime.InferenceSession``. On CUDA, float32 is computed as float32, without TF32.
+        An ``onnxruntime.InferenceSession``. On CUDA, float32 is computed as float32, without TF32. It keeps
+        ``initializers``, which ONNX Runtime borrows.
 
     Raises:
         UsageError: no such provider.
@@ -102,8 +118,14 @@ def open_session(path: Path, *, provider: str = "cpu", threads: int | None = Non
         prove(name)
     options = _options(ort, threads=threads)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if graph is not None:
+        folder = str(path.resolve().parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    if initializers:
+        options.add_external_initializers(list(initializers), list(initializers.values()))
     try:
-        session = _session(ort, str(path), options, name)
+        session = _session(ort, str(path) if graph is None else graph, options, name)
+        session.loreg_holds = tuple(initializers.values())
     except errors_of(ort) as error:
         raise InvalidInputError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
     if session.get_providers()[0] != name:
@@ -179,6 +201,19 @@ def run(session: Any, feeds: dict[str, Any], names: list[str] | None = None) -> 
         raise UnsupportedError(f"ONNX Runtime has no kernel: {first_line(error)}") from error
     except refusals as error:
         raise InvalidInputError(f"ONNX Runtime: {first_line(error)}") from error
+
+
+def value_of(array: Any, *, provider: str = "cpu") -> Any:
+    """An ``OrtValue`` with the elements of a numpy array, on the device of a provider.
+
+    Args:
+        array: in row-major order; bfloat16 by ml_dtypes. On the CPU its memory is used, not copied.
+        provider: a key of :data:`PROVIDERS`.
+    """
+    ort = onnxruntime()
+    if array.dtype.name == "bfloat16":  # numpy has no such type, and only the CPU's maker takes the number of ONNX's
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array, provider, 0)
 
 
 def _options(ort: Any, *, threads: int | None) -> Any:
