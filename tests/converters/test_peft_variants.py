@@ -105,6 +105,23 @@ def test_blocks_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, An
         converter.read(folder)
 
 
+@pytest.mark.parametrize("off", [None, False, {}])
+def test_no_blocks_are_plain_factors(tmp_path: Path, off: Any) -> None:
+    """However the field is switched off."""
+    _, folder = saved(tmp_path, target_modules=["down"])
+    edit_saved(folder, lambda tensors, config: config.update(use_bdlora=off))
+    assert converter.read(folder)[0].target("down.weight").rank == 8
+
+
+@pytest.mark.parametrize("value", [True, ["down"], "down"])
+def test_blocks_are_an_object(tmp_path: Path, value: Any) -> None:
+    """Nothing else says how many there are."""
+    _, folder = saved(tmp_path, target_modules=["down"])
+    edit_saved(folder, lambda tensors, config: config.update(use_bdlora=value))
+    with pytest.raises(InvalidInputError, match="use_bdlora: is no object"):
+        converter.read(folder)
+
+
 def of_attention(folder: Path) -> Adapter:
     """What the converter reads."""
     return converter.read(folder)[0]

@@ -7,6 +7,7 @@ of ranks and alphas), ``tests/test_target_parameters.py`` and ``tests/test_train
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from loreg_converters.peft import converter
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
-from peft_adapters import arrays, make_peft_adapter, merged_model, peft_warnings_off
+from peft_adapters import arrays, edit_saved, make_peft_adapter, merged_model, peft_warnings_off
 from peft_case_runs import read, write_base
 from tiny_models import MODELS as TINY
 from torch import nn
@@ -27,7 +28,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig, Llama4TextConfig, M
 from transformers.models.llama4.modeling_llama4 import Llama4ForCausalLM
 
 from lora_registry.cli import main
-from lora_registry.errors import UnsupportedError
+from lora_registry.errors import LoregError, UnsupportedError
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.ops.arrays import Array
 
@@ -99,6 +100,41 @@ def test_a_converted_adapter_merges_into_the_base_as_it_was(initialization: str,
     assert not same(read(base), wanted, rtol=1e-2)
     with pytest.raises(UnsupportedError, match="init_lora_weights"):
         converter.read(tmp_path / "raw")
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_the_factors_that_pissa_began_with_beside_it(scaling: str, tmp_path: Path) -> None:
+    """As LLaMA-Factory leaves them: no conversion, and the same merge into the base as it was."""
+    wanted, converted = trained(tmp_path, init_lora_weights="pissa", **SCALINGS[scaling])
+    shutil.copytree(tmp_path / "began", tmp_path / "raw" / "pissa_init")
+    for folder, name in ((tmp_path / "raw", "raw"), (converted, "converted")):
+        out = tmp_path / f"{name}.safetensors"
+        merge_checkpoint(converter.read(folder)[0], tmp_path / "base.safetensors", out)
+        assert same(read(out), wanted)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B", "lora_magnitude_vector"])
+def test_what_is_not_finite_is_refused(factor: str, value: float, tmp_path: Path) -> None:
+    """``_test_merge_layers_nan``: PEFT refuses where ``safe_merge`` is asked for; here always, and nothing is left."""
+    base = two_layers()
+    write_base(base, "F32", tmp_path / "base.safetensors")
+    config = LoraConfig(target_modules=["0", "1"], use_dora=True)
+    wrapped = make_peft_adapter(base, config, tmp_path / "adapter")
+
+    def spoil(tensors: dict[str, Array], config: dict[str, Any]) -> None:
+        next(array for name, array in tensors.items() if factor in name).reshape(-1)[0] = value
+
+    edit_saved(tmp_path / "adapter", spoil)
+    with pytest.raises(LoregError, match="finite"):
+        merge_checkpoint(
+            converter.read(tmp_path / "adapter")[0], tmp_path / "base.safetensors", tmp_path / "out.safetensors"
+        )
+    assert not (tmp_path / "out.safetensors").exists()
+    with torch.no_grad():
+        next(each for name, each in wrapped.named_parameters() if factor in name).view(-1)[0] = value
+    with pytest.raises(ValueError, match="NaNs detected"):
+        wrapped.merge_and_unload(safe_merge=True)
 
 
 @pytest.mark.parametrize("rslora", [False, True])

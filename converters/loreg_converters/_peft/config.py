@@ -50,7 +50,7 @@ REFUSED = {
     "use_qalora": "QA-LoRA pools the inputs before A; it is no plain s·B·A",
     "layer_replication": "the base model itself is rebuilt from repeated layers",
     "arrow_config": "Arrow routes between several adapters at run time",
-    "kasa_config": "KaSA truncates the base weights and puts a diagonal between B and A",
+    "kasa_config": "KaSA truncates the base weights whenever PEFT loads the adapter: the change depends on the base",
     "megatron_config": "Megatron's parallel layers shard the factors",
     "enable_lora": "the merged linear layers of PEFT 0.2 cannot be told apart from their tensors",
 }
@@ -346,8 +346,7 @@ class _Fields:
         return self._rows("trainable_token_indices", value)
 
     def blocks(self) -> Blocks | None:
-        value = self.object("use_bdlora")
-        found = Blocks.parse(value) if value else None
+        found = Blocks.parse(self.object("use_bdlora")) if self._raw.get("use_bdlora") else None
         if isinstance(found, str):
             self.problem("use_bdlora", found)
             return None
