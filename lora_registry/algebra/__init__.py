@@ -9,6 +9,7 @@ change, and its singular values are those of a core as small as the ranks.
 :mod:`~.spectrum`      singular values, norm and stable rank of a change
 :mod:`~.truncation`    how much to keep: a rank or a share of the energy
 :mod:`~.dense`         the largest singular values of a whole matrix
+:mod:`~.arithmetic`    where such matrices are computed: numpy, or a device
 :mod:`~.noise`         what rounding adds to a matrix
 :mod:`~.lowering`      LoHa, LoKr and sparse changes as two factors
 :mod:`~.retention`     what an operation kept of a change, as figures

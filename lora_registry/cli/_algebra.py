@@ -38,6 +38,16 @@ def result_options(function: Function) -> Function:
     return function
 
 
+device_option = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where singular values and signs are computed; cuda needs torch and an NVIDIA GPU.",
+)
+"""``--device``, for :func:`lora_registry.algebra.arithmetic.computed_on`."""
+
+
 def truncation_options(function: Function) -> Function:
     """Add ``--rank`` and ``--energy``."""
     energy = click.option(

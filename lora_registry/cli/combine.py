@@ -11,6 +11,7 @@ from click.shell_completion import CompletionItem
 from lora_registry.cli._adapters import ADAPTER
 from lora_registry.cli._algebra import (
     check_output,
+    device_option,
     parent,
     print_notes,
     print_retentions,
@@ -76,6 +77,7 @@ loreg combine ./a ./b ./c -o all.loreg.safetensors --method ties --density 0.2 -
 @click.option("--seed", type=int, help="Of what dare draws.  [default: 0]")
 @click.option("--dense", is_flag=True, help="Multiply out LoHa, LoKr and sparse changes, which have no two factors.")
 @click.option("--force", is_flag=True, help="Combine adapters that say they were made for different bases.")
+@device_option
 @result_options
 @registry_option
 @json_option
@@ -89,6 +91,7 @@ def combine(
     seed: int | None,
     dense: bool,
     force: bool,
+    device: str,
     output: Path,
     dtype: str,
     overwrite: bool,
@@ -101,6 +104,7 @@ def combine(
     PEFT's `linear`, which adds the A and the B, is not offered, nor is its `ties`, which elects signs in A and in B.
     DoRA, activated LoRA and replaced values have no weighted sum and are refused by name.
     """
+    from lora_registry.algebra.arithmetic import computed_on
     from lora_registry.algebra.combine import Weighted
     from lora_registry.algebra.combine import combine as combined
     from lora_registry.algebra.election import Convention
@@ -121,7 +125,7 @@ def combine(
         force=force,
     )
     parts = [Weighted(parent(source, registry_home), weight) for source, weight in adapters]
-    with progress("combining", unit="targets", quiet=as_json) as advance:
+    with progress("combining", unit="targets", quiet=as_json) as advance, computed_on(device):
         made = combined(parts, recipe, progress=advance)
     write_adapter(made.adapter, output, overwrite=overwrite)
     content = str(content_digest(made.adapter))

@@ -10,6 +10,7 @@ import click
 
 from lora_registry.cli._algebra import (
     check_output,
+    device_option,
     percent,
     print_notes,
     print_retentions,
@@ -48,6 +49,7 @@ loreg extract --base base.onnx --tuned tuned.onnx -o tuned.loreg.safetensors
 @click.option("--full", is_flag=True, help="Take whole values of what is no matrix, and changes of biases.")
 @click.option("--base-name", type=NAME, help="What people call the base model.")
 @click.option("--base-license", type=LICENSE, help="SPDX license expression of the base model.")
+@device_option
 @result_options
 @json_option
 def extract(
@@ -58,6 +60,7 @@ def extract(
     full: bool,
     base_name: str | None,
     base_license: str | None,
+    device: str,
     output: Path,
     dtype: str,
     overwrite: bool,
@@ -73,6 +76,7 @@ def extract(
     exporter left its names, and are (out, in) again where it transposed them; other initializers keep their names.
     """
     from lora_registry.adapter import Base
+    from lora_registry.algebra.arithmetic import computed_on
     from lora_registry.algebra.extract import extract as extracted
     from lora_registry.algebra.truncation import Truncation
     from lora_registry.format.identity import content_digest
@@ -81,7 +85,7 @@ def extract(
     check_output(output, overwrite=overwrite)
     asked, about = Truncation(rank, energy), Base(name=base_name, license=base_license)
     first, second, readings = _opened(base, tuned)
-    with progress("extracting", unit="tensors", quiet=as_json) as advance:
+    with progress("extracting", unit="tensors", quiet=as_json) as advance, computed_on(device):
         found = extracted(
             first, second, asked, dtype=dtype, full=full, about=about, readings=readings, progress=advance
         )

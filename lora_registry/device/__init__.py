@@ -13,6 +13,7 @@ asked for (spec/decisions/0012).
 :mod:`~.workspace`      room for a run of elements while it is computed
 :mod:`~.block`          such a run, made
 :mod:`~.figures`        how much of a change survived
+:mod:`~.dense`          singular values and TIES of whole matrices
 :mod:`~.pipeline`       blocks from host memory to the device and back, all three at a time
 ======================= ================================================================
 """
