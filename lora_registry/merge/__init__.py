@@ -30,6 +30,10 @@
 :mod:`~.checkpoint`      the merge of a safetensors checkpoint
 :mod:`~.preview`         what it would do, told without doing it
 :mod:`~.onnx_model`      the merge into an ONNX model
+:mod:`~.onnx_edits`      the initializers that change
+:mod:`~.onnx_data`       its external data, by the engine
+:mod:`~.onnx_files`      its files
+:mod:`~.packed`          the kernel of packed tensors
 :mod:`~.receipt`         what a merge did
 :mod:`~.recorded`        receipts read back, and files held against them
 :mod:`~.replay`          a merge done again from its receipt

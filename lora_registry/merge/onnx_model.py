@@ -9,28 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from lora_registry import __version__
 from lora_registry.adapter import Adapter, Json, Target
 from lora_registry.digest import Digest
-from lora_registry.errors import InvalidInputError
+from lora_registry.errors import UsageError
 from lora_registry.format.canonical import encode
 from lora_registry.format.identity import content_digest, root_digest
 from lora_registry.merge.base import open_base
 from lora_registry.merge.fit import Fit, Verdict, fit
-from lora_registry.merge.receipt import FileRecord, Receipt, TensorRecord, receipt_path
+from lora_registry.merge.onnx_data import Packs
+from lora_registry.merge.onnx_edits import Edits
+from lora_registry.merge.onnx_files import Saved, write_files
+from lora_registry.merge.options import MergeOptions
+from lora_registry.merge.receipt import Receipt, receipt_path
 from lora_registry.merge.retention import check_share, require_retention
 from lora_registry.onnx.evidence import VALUE_MATCH
-from lora_registry.onnx.model import OnnxModel, dtype_of
-from lora_registry.onnx.patch import Maker, Patch
-from lora_registry.onnx.resolution import Carrier, Resolution, ResolvedBase
+from lora_registry.onnx.model import OnnxModel
+from lora_registry.onnx.resolution import Resolution, ResolvedBase
 from lora_registry.onnx.resolve import resolve
-from lora_registry.onnx.save import SavedFile, save
-from lora_registry.onnx.values import oriented
-from lora_registry.ops.arrays import Array, round_to
-from lora_registry.ops.change import merged
-from lora_registry.ops.fidelity import Fidelity, measure
 from lora_registry.ops.fingerprint import target_fingerprint
 from lora_registry.ops.mergeable import check_mergeable
 from lora_registry.ops.tied import TiedPolicy, policy_for
@@ -54,25 +50,35 @@ def merge_onnx(
     base: str | Path | None = None,
     tied: TiedPolicy = "untie",
     require_exact: bool = False,
+    hashed: bool = True,
     min_retention: float | None = None,
+    workers: int | None = None,
+    durable: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Receipt:
     """Write a copy of an ONNX model in which the adapter is merged, and a receipt beside it.
 
-    Every initializer keeps its dtype: W' is computed in float32 (float64 for a double base) and rounded once.
+    Every initializer keeps its dtype: W' is computed in a wider type, as in a merge into a checkpoint, and rounded
+    once. Of external data, memory is that of a few blocks; see :mod:`~lora_registry.merge.onnx_files` for the files.
 
     Args:
         adapter: what is merged.
         model_path: the base, from any exporter; never changed.
-        out: the ``.onnx`` to write. External data go to ``<out>.data``, the receipt to ``<out>.receipt.json``.
+        out: the ``.onnx`` to write. External data go to ``<out>.data`` (``<out>.<name>`` where there are several
+            files), or keep their names where ``out`` has the name of the base; the receipt is
+            ``<out>.receipt.json``.
         base: the checkpoint that the model was exported from. Not needed where the exporter left names; with
             it, tensors are found by their values, and every name that was found is confirmed.
         tied: what happens to a tensor that is read both as embedding rows and as the matrix of the head.
         require_exact: refuse unless fingerprints prove that this is the base the adapter was made for.
+        hashed: whether the receipt gets digests of the data files; without, nobody can check the merge by it.
         min_retention: from 0 to 1; refuse if less than this share of any target's change survives the rounding.
+        workers: threads, where the base has external data; None takes one for each processor, four at most.
+        durable: wait until the output is on the disk before it takes its name.
         overwrite: whether outputs may exist.
-        progress: called with the number of initializers made anew, and of all.
+        progress: called with the bytes of external data written and of all; of a base that has none, with the
+            number of initializers made anew and of all.
 
     Raises:
         InvalidInputError: a target was not found, or does not fit; carries a finding for each.
@@ -81,9 +87,14 @@ def merge_onnx(
         InconclusiveError: the adapter's names fit the graph in several ways.
         IntegrityError: less of a change survived than ``min_retention`` asks for.
         ConflictError: an output exists; or a tensor is tied, and ``tied`` is ``error``.
-        NotAllowedError, NotFoundError, MachineError: see :func:`lora_registry.onnx.save.save`.
+        NotAllowedError, NotFoundError, MachineError: see
+            :func:`~lora_registry.merge.onnx_files.write_files`.
     """
     check_share(min_retention)
+    options = MergeOptions(tied=tied, require_exact=require_exact, hashed=hashed)
+    workers = Packs().workers if workers is None else workers
+    if workers < 1:
+        raise UsageError(f"{workers} workers cannot merge anything")
     check_mergeable(adapter)
     model, out = OnnxModel.open(model_path), Path(out)
     checkpoint = open_base(base) if base is not None else None
@@ -93,28 +104,40 @@ def merge_onnx(
     fitted = fit(adapter, checkpoint if checkpoint is not None and confirmed else view)
     fitted.require(f"adapter and {model.path}", exact=require_exact)
 
-    inputs = tuple(FileRecord(path.name, path.stat().st_size, Digest.of_file(path)) for path in model.files())
-    merging = Merging(model, view)
-    for resolution in resolutions:
-        merging.apply(resolution)
     identity = content_digest(adapter)
-    merging.patch.annotate(_metadata(model, identity, view, adapter, fitted.verdict))
+    annotations = _metadata(model, identity, view, adapter, fitted.verdict)
+    notes = _notes(resolutions, fitted, options.tied)
+    edits = Edits(model, resolutions)
+    receipts: list[Receipt] = []
 
-    def receipt_for(saved: Sequence[SavedFile]) -> Receipt:
-        require_retention(merging.records(), min_retention)
-        return Receipt(
+    def receipt_of(saved: Saved) -> bytes:
+        require_retention(edits.records(), min_retention)
+        receipt = Receipt(
             kind="onnx",
             adapter=identity,
             verdict=fitted.verdict.value,
-            inputs=inputs,
-            outputs=tuple(FileRecord(file.name, file.size, file.digest) for file in saved),
-            options={"tied": tied, "require_exact": require_exact, "dtype": None},
-            tensors=merging.records(),
-            notes=_notes(resolutions, fitted, tied),
+            inputs=saved.inputs,
+            outputs=saved.outputs,
+            options=options.to_json(),
+            tensors=edits.records(),
+            notes=notes,
         )
+        receipts.append(receipt)
+        return receipt.encode()
 
-    sidecar = (receipt_path(out), lambda saved: receipt_for(saved).encode())
-    return receipt_for(save(merging.patch, out, sidecar=sidecar, overwrite=overwrite, progress=progress))
+    write_files(
+        model,
+        edits,
+        out,
+        annotations,
+        (receipt_path(out), receipt_of),
+        workers=workers,
+        hashed=options.hashed,
+        durable=durable,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    return receipts[0]
 
 
 def _metadata(
@@ -148,67 +171,3 @@ def _notes(resolutions: Sequence[Resolution], fitted: Fit, tied: TiedPolicy) -> 
         if resolution.open_gemms:
             notes.append(f"{name} was zero and not in the graph; it was added")
     return tuple(notes)
-
-
-class Merging:
-    """The edits of one adapter on one resolved graph, and what became of every change.
-
-    Attributes:
-        patch: the edits.
-    """
-
-    def __init__(self, model: OnnxModel, base: ResolvedBase) -> None:
-        self.patch = Patch(model)
-        self._base = base
-        self._fidelity: dict[str, Fidelity] = {}  # by target; filled when the files are written
-        self._written: list[tuple[str, Resolution, str]] = []  # initializer, what it holds, dtype
-
-    def apply(self, resolution: Resolution) -> None:
-        """Change every initializer that holds the target, or give its uses one of their own."""
-        target = resolution.target
-        weight = self._base.array(target.name)
-        if not resolution.carriers:
-            maker = self._maker(target, weight, self._base.dtype(target.name), transposed=False)
-            bias = self.patch.add_bias(resolution.open_gemms, target.name, weight.shape[0], maker)
-            self._written.append((str(bias.name), resolution, self._base.dtype(target.name)))
-            return
-        for carrier in resolution.carriers:
-            holder = carrier.value
-            maker = self._maker(target, weight, dtype_of(holder), transposed=carrier.transposed)
-            if carrier.shared:
-                holder = self.patch.clone(holder, carrier.sites, _clone_name(target, carrier), maker)
-            else:
-                self.patch.replace(holder, maker)
-            self.patch.keep_manifest_true(resolution, holder, carrier.transposed)
-            self._written.append((str(holder.name), resolution, dtype_of(holder)))
-
-    def records(self) -> tuple[TensorRecord, ...]:
-        """One record for every initializer that was written; complete once the files are."""
-        return tuple(
-            TensorRecord(
-                name=name,
-                target=resolution.target.name,
-                kind=resolution.target.kind,
-                dtype=dtype,
-                fidelity=self._fidelity[resolution.target.name],
-                evidence=resolution.evidence(),
-            )
-            for name, resolution, dtype in self._written
-        )
-
-    def _maker(self, target: Target, weight: Array, dtype: str, *, transposed: bool) -> Maker:
-        def make() -> Array:
-            wanted = merged(target, weight)
-            written = round_to(wanted, dtype)
-            if not np.isfinite(written).all() and np.isfinite(wanted).all():
-                raise InvalidInputError(f"{target.name}: the merged weight does not fit into {dtype}")
-            before = weight.astype(wanted.dtype, copy=False)
-            self._fidelity[target.name] = measure(before, wanted, written)
-            return oriented(written, transposed)
-
-        return make
-
-
-def _clone_name(target: Target, carrier: Carrier) -> str:
-    """Only what is stored as in the checkpoint takes the checkpoint's name: the resolver relies on it."""
-    return f"{target.name}.transposed" if carrier.transposed else target.name

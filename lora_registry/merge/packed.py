@@ -71,12 +71,13 @@ class PackedKernel:
         if not window.axis:
             rows = window.indices()[start // self._columns : stop // self._columns]
             first, last = int(rows[0]), int(rows[-1]) + 1
-            return (
-                read(first * self._columns, last * self._columns).reshape(-1, self._columns)[rows - first].reshape(-1)
-            )
+            table = read(first * self._columns, last * self._columns).reshape(-1, self._columns)
+            chosen: Array = table[rows - first].reshape(-1)
+            return chosen
         first, last = start // window.length, stop // window.length
         table = read(first * self._columns, last * self._columns).reshape(-1, self._columns)
-        return np.ascontiguousarray(window.of(table)).reshape(-1)
+        columns: Array = np.ascontiguousarray(window.of(table)).reshape(-1)
+        return columns
 
 
 def _alone(part: PackedPart, target: Target, window: Window) -> Part:

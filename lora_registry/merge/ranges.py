@@ -192,8 +192,8 @@ class Largest:
         """The same with those of ``ranges``. A header needs no room: it is in memory as it is."""
         read, written, elements = self.read, self.written, self.elements
         for range_ in ranges:
-            first = next(_cut(range_, 0, cut))
-            if range_.treatment is Treatment.HEADER:
+            first = next(_cut(range_, 0, cut), None)
+            if first is None or range_.treatment is Treatment.HEADER:  # data files of ONNX have an empty header
                 continue
             read = max(read, first.origin_end - first.origin)
             if range_.treatment is not Treatment.COPY:

@@ -63,13 +63,13 @@ def save(
     """
     data = out.with_name(out.name + ".data")
     outputs = [data, out] if sidecar is None else [data, sidecar[0], out]
-    _refuse_outputs(patch.model, outputs, overwrite)
+    refuse_outputs(patch.model, outputs, overwrite)
     with storage_errors(out), staging_folder(out) as staging:
         has_data = Writer(patch, staging, data.name, progress).write(staging / out.name)
         saved = tuple(_record(staging / path.name) for path in ((out, data) if has_data else (out,)))
         if sidecar is not None:
             write_bytes(staging / sidecar[0].name, sidecar[1](saved))
-        _publish(staging, outputs if has_data else outputs[1:], overwrite)
+        publish(staging, outputs if has_data else outputs[1:], overwrite)
         if overwrite and not has_data:
             data.unlink(missing_ok=True)  # of the model that was overwritten
     return saved
@@ -79,7 +79,14 @@ def _record(path: Path) -> SavedFile:
     return SavedFile(path.name, path.stat().st_size, Digest.of_file(path))
 
 
-def _refuse_outputs(model: OnnxModel, outputs: list[Path], overwrite: bool) -> None:
+def refuse_outputs(model: OnnxModel, outputs: list[Path], overwrite: bool) -> None:
+    """Refuse places that are none for the files of a patched ``model``, of which the graph is the last.
+
+    Raises:
+        ConflictError: one exists and ``overwrite`` is false.
+        NotAllowedError: one is a file of the base.
+        NotFoundError: there is no such folder.
+    """
     base = {path.resolve() for path in model.files()}
     for path in outputs:
         if path.resolve() in base:
@@ -90,15 +97,23 @@ def _refuse_outputs(model: OnnxModel, outputs: list[Path], overwrite: bool) -> N
         raise NotFoundError(f"no such folder: {outputs[-1].parent}")
 
 
-def _publish(staging: Path, files: list[Path], overwrite: bool) -> None:
-    """Give the finished files their names; take them back if one of the names was taken meanwhile."""
+def publish(staging: Path, files: list[Path], overwrite: bool) -> None:
+    """Give the finished files their names; take them back if one of the names was taken meanwhile.
+
+    Args:
+        staging: where they are, under their names in the folder of the last.
+        files: their final places, the graph last.
+        overwrite: whether these may be taken.
+    """
     named: list[Path] = []
     try:
         for path in files:
+            made = staging / path.relative_to(files[-1].parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
             if overwrite:
-                (staging / path.name).replace(path)
+                made.replace(path)
             else:
-                claim(staging / path.name, path)
+                claim(made, path)
             named.append(path)
     except (OSError, ConflictError):
         if not overwrite:
@@ -106,4 +121,5 @@ def _publish(staging: Path, files: list[Path], overwrite: bool) -> None:
                 with suppress(OSError):
                     path.unlink()
         raise
-    sync_folder(files[0].parent)
+    for folder in {path.parent for path in files}:
+        sync_folder(folder)

@@ -80,8 +80,8 @@ class Writer:
             id(tensor): self._external(tensor, starts[self._model.data.path(tensor)] + byte_range(tensor)[0])
             for tensor in external
         }
-        _move_attributes(self._model.ir, moved)
-        aliased = _overlapping(list(moved.values()))
+        move_attributes(self._model.ir, moved)
+        aliased = overlapping(list(moved.values()))
         in_place: list[tuple[int, ir.Value]] = []
         added: list[ir.Value] = []
         for value in self._model.values():
@@ -144,7 +144,7 @@ def _is_large(tensor: ir.TensorProtocol | None) -> bool:
     return tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= SMALLEST_EXTERNAL
 
 
-def _move_attributes(model: ir.Model, moved: dict[int, ir.ExternalTensor]) -> None:
+def move_attributes(model: ir.Model, moved: dict[int, ir.ExternalTensor]) -> None:
     """Let tensors in attributes, such as those of Constant nodes, point into the new data file."""
     for scope in (model.graph, *model.functions.values()):
         for node in ir.traversal.RecursiveGraphIterator(scope):
@@ -157,7 +157,7 @@ def _move_attributes(model: ir.Model, moved: dict[int, ir.ExternalTensor]) -> No
                     node.attributes[name] = ir.AttrTensors(name, [moved.get(id(t), t) for t in attribute.value])
 
 
-def _overlapping(tensors: list[ir.ExternalTensor]) -> set[int]:
+def overlapping(tensors: list[ir.ExternalTensor]) -> set[int]:
     """Offsets of tensors that share bytes with another one: writing into one of them would change both."""
     ranges = sorted(byte_range(tensor) for tensor in tensors if tensor.nbytes)
     found: set[int] = set()
