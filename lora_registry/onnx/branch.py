@@ -87,7 +87,8 @@ class Branches:
 
     def _factor(self, slot: Slot, role: Role) -> ir.Value:
         empty, shown = list(slot.factor_shape(role, 0)), list[int | str](slot.factor_shape(role, 0))
-        shown[slot.rank_axis(role)] = "rank"
+        # Axes of one name have one length, and a runtime uses that to share buffers: each slot has its own rank.
+        shown[slot.rank_axis(role)] = f"{slot.target}/rank"
         if self._batched:
             empty, shown = [1, *empty], ["adapters", *shown]
         return self._input(slot.input(role), np.zeros(empty, numpy_dtype(slot.dtype)), shown)
