@@ -117,7 +117,7 @@ def write_patch(
             stream.write(header.encode())
             size = stream.tell()
             watch.require_unchanged()
-    explained = {recipe.target for recipe in maker.used}
+    explained = {name for recipe in maker.used for name in recipe.targets}
     return PatchSize(
         patch=size,
         base=header.base.size,
@@ -128,7 +128,7 @@ def write_patch(
         differences=maker.written["difference"],
         literals=maker.written["literal"],
         products=len(maker.used),
-        unexplained=tuple(sorted({*left, *(recipe.target for recipe in known if recipe.target not in explained)})),
+        unexplained=tuple(sorted({*left, *(name for recipe in known for name in recipe.targets)} - explained)),
     )
 
 

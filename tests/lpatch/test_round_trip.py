@@ -13,12 +13,18 @@ import numpy as np
 import onnx
 import pytest
 from lpatch_cases import Case, Cases, save_model
+from onnx_models import linear_adapter
 
 from lora_registry.adapter import Adapter
 from lora_registry.digest import Digest
 from lora_registry.errors import InvalidInputError
 from lora_registry.lpatch.rebuild import apply, revert
+from lora_registry.lpatch.recipes import _product, _sum
 from lora_registry.lpatch.write import PatchSize, write_patch
+from lora_registry.onnx.model import OnnxModel
+from lora_registry.onnx.resolution import Carrier
+from lora_registry.onnx.window import Window
+from lora_registry.ops.change import delta
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -95,7 +101,6 @@ def test_weights_that_are_no_numbers_come_back(tmp_path: Path) -> None:
 def test_a_tensor_that_was_cloned_to_be_changed_comes_from_the_one_it_was(tmp_path: Path) -> None:
     """Two operators read one initializer, one of them is changed: a new tensor in the merged model, and a product."""
     from onnx import TensorProto, helper, numpy_helper
-    from onnx_models import linear_adapter
 
     from lora_registry.merge.onnx_model import merge_onnx
 
@@ -122,6 +127,30 @@ def test_a_tensor_that_was_cloned_to_be_changed_comes_from_the_one_it_was(tmp_pa
     made = there_and_back(tmp_path / "base" / "b.onnx", tmp_path / "merged" / "m.onnx", adapter, tmp_path / "out")
     assert made.products == 1
     assert made.differences == 0
+
+
+def test_parts_of_a_packed_matrix_are_one_product(tmp_path: Path) -> None:
+    """Queries and values side by side in one initializer, with scales of their own; keys are left as they are."""
+    from onnx_models import graph
+
+    weight = (np.random.default_rng(4).standard_normal((64, 96)) * 0.02).astype(np.float32)
+    node = onnx.helper.make_node("MatMul", ["x", "qkv"], ["y"])
+    (tmp_path / "base").mkdir()
+    (tmp_path / "merged").mkdir()
+    graph([node], {"qkv": weight}, inputs={"x": ["n", 64]}, path=tmp_path / "base" / "b.onnx", external=True)
+    opened = OnnxModel.open(tmp_path / "base" / "b.onnx")
+    targets = [replace(linear_adapter(name, (32, 64), rank=2), scale=s) for name, s in (("q", 2e-4), ("v", 3e-4))]
+    windows = {"q": Window(1, 0, 32), "v": Window(1, 64, 32)}
+    carriers = {name: Carrier(opened.initializers["qkv"], True, (), False, window) for name, window in windows.items()}
+    products = [_product(target, carriers[target.name]) for target in targets]
+    assert all(product is not None for product in products)
+    whole = _sum([product for product in products if product is not None])
+    assert whole is not None
+    changed = weight.copy()
+    for target in targets:
+        changed[:, windows[target.name].indices()] += delta(target).T
+    np.testing.assert_allclose(weight + whole.change(0, whole.size).reshape(64, 96), changed, rtol=0, atol=1e-7)
+    assert whole.left.shape == (4, 64)
 
 
 def test_models_without_a_tensor_in_common_are_stored_whole(tmp_path: Path) -> None:
