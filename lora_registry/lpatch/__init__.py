@@ -8,6 +8,7 @@
 :mod:`~.header`     what a patch says: files, products, runs
 :mod:`~.places`     where the tensors of an ONNX model lie in its files
 :mod:`~.recipes`    which tensors an adapter explains
+:mod:`~.discover`   the factors, where the adapter is not at hand
 :mod:`~.layout`     which bytes of one side come from where on the other
 :mod:`~.write`      making a patch
 :mod:`~.rebuild`    applying and reverting it

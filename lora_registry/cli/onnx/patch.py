@@ -12,6 +12,8 @@ from lora_registry.cli._algebra import print_notes
 from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_fields, print_json, size
 from lora_registry.cli._progress import progress
+from lora_registry.errors import UsageError
+from lora_registry.format.files import refuse_existing
 from lora_registry.text import listed, plural, printable
 
 if TYPE_CHECKING:
@@ -25,13 +27,14 @@ _MODEL = click.Path(path_type=Path)
     "patch",
     examples="""
 loreg onnx patch base.onnx merged.onnx -o tone.lpatch --adapter support/tone:1
-loreg onnx patch base.onnx merged.onnx -o tone.lpatch
+loreg onnx patch base.onnx merged.onnx -o tone.lpatch --extract
 """,
 )
 @click.argument("base", type=_MODEL)
 @click.argument("merged", type=_MODEL)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The patch, *.lpatch.")
 @click.option("--adapter", type=ADAPTER, help="What was merged: the patch holds its factors instead of whole changes.")
+@click.option("--extract", is_flag=True, help="Find the factors in the difference, where the adapter is not at hand.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 @registry_option
 @json_option
@@ -40,6 +43,7 @@ def patch_(
     merged: Path,
     output: Path,
     adapter: str | None,
+    extract: bool,
     overwrite: bool,
     registry_home: str | None,
     as_json: bool,
@@ -47,14 +51,24 @@ def patch_(
     """Write what makes MERGED of BASE, byte by byte, and BASE of MERGED again.
 
     All files of both models count, the external data too, and the patch has the digest of each. With --adapter it
-    holds the factors, and what they leave to be said: a few hundredths of the weights that changed. Without, it holds
-    differences of bits, which are most of the bits where the change is dense.
+    holds the factors, and what they leave to be said: a few hundredths of the weights that changed. --extract looks
+    for factors by itself, for which it decomposes every matrix that changed. With neither it holds differences of
+    bits, which are most of the bits where the change is dense.
     """
+    if adapter is not None and extract:
+        raise UsageError("--adapter says what was merged, and --extract looks for it: give one of them")
+    if not overwrite:
+        refuse_existing(output)
     from lora_registry.lpatch.write import write_patch
 
-    merged_adapter = open_sound(adapter, registry_home).adapter if adapter is not None else None
+    known = open_sound(adapter, registry_home).adapter if adapter is not None else None
+    if extract:
+        from lora_registry.lpatch.discover import discover
+
+        with progress("looking for factors", unit="tensors", quiet=as_json) as advance:
+            known = discover(base, merged, progress=advance)
     with progress(f"writing {output.name}", quiet=as_json) as advance:
-        made = write_patch(base, merged, output, adapter=merged_adapter, overwrite=overwrite, progress=advance)
+        made = write_patch(base, merged, output, adapter=known, overwrite=overwrite, progress=advance)
     if as_json:
         print_json({"patch": str(output), **made.to_json()})
         return
