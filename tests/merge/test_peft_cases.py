@@ -182,6 +182,36 @@ def test_two_adapters_in_turn_at_once_and_in_peft(name: str, tmp_path: Path) -> 
         assert close(read(once), arrays(merged))
 
 
+@pytest.mark.parametrize(
+    "pair",
+    [
+        Pair("MLP", {"target_modules": ["lin0", "lin1"], "use_dora": True}, {"target_modules": ["lin0"]}),
+        Pair("MLP", {"target_modules": ["lin0"]}, {"target_modules": ["lin0", "lin1"], "use_dora": True}),
+        Pair("EmbConv1D", *[{"target_modules": ["emb", "conv1d"], "use_dora": True}] * 2),
+        Pair("Conv3d", *[{"target_modules": ["conv3d", "lin0"], "use_dora": True}] * 2),
+    ],
+    ids=["DoRA, LoRA", "LoRA, DoRA", "DoRA on tables and Conv1D", "DoRA on kernels"],
+)
+def test_dora_in_turn_is_that_of_peft_in_turn(pair: Pair, tmp_path: Path) -> None:
+    """One merged and saved, and the other on top: the norm of the second is of what the first made of W, as in PEFT.
+
+    A model of PEFT that has both at once takes the norm of W with the second alone. No sum of the two has either.
+    """
+    one, other = two(pair, tmp_path)
+    base, first, last = (tmp_path / f"{part}.safetensors" for part in ("base", "first", "last"))
+    merge_checkpoint(one, base, first)
+    merge_checkpoint(other, first, last)
+    merged = build(pair.model)
+    for seed in (0, 1):
+        merged = merged_model(PeftModel.from_pretrained(merged, tmp_path / str(seed)))
+    assert close(read(last), arrays(merged))
+    with peft_warnings_off():
+        at_once = both_in_peft(pair, tmp_path).merge_and_unload(adapter_names=["one", "two"])
+    assert close(read(last), arrays(at_once)) == (not pair.two.get("use_dora"))
+    with pytest.raises(UnsupportedError, match=r"has a magnitude \(DoRA\)"):
+        combine([Weighted(Parent(one)), Weighted(Parent(other))], Recipe(method=Method.CAT))
+
+
 @pytest.mark.parametrize("weights", [(0.5, 0.25), (2.0, -1.0)])
 def test_weights_of_several_adapters_are_those_of_peft(weights: tuple[float, float], tmp_path: Path) -> None:
     """``add_weighted_adapter`` with ``cat``, and PEFT's merge of that."""

@@ -1,7 +1,7 @@
 """Adapters that PEFT converts, scales or nests in a way of its own, through files: their merges are PEFT's.
 
-The cases are those of PEFT's ``tests/test_initialization.py`` (conversions of PiSSA, OLoRA and CorDA; rsLoRA, patterns
-of ranks and alphas), ``tests/test_target_parameters.py`` and ``tests/test_trainable_tokens.py`` (0.21).
+The cases are those of PEFT's ``tests/test_initialization.py`` (conversions of PiSSA, OLoRA, CorDA and LoRA-GA; rsLoRA,
+patterns of ranks and alphas), ``tests/test_target_parameters.py`` and ``tests/test_trainable_tokens.py`` (0.21).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 from click.testing import CliRunner
 from loreg_converters.peft import converter
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.config import CordaConfig, LoraGAConfig
 from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.loraga import preprocess_loraga
 from peft_adapters import arrays, edit_saved, make_peft_adapter, merged_model, peft_warnings_off
 from peft_case_runs import read, write_base
 from tiny_models import MODELS as TINY
@@ -50,6 +51,7 @@ INITIALIZATIONS: dict[str, dict[str, Any]] = {
     "olora": {"init_lora_weights": "olora"},
     "corda ipm": {"init_lora_weights": "corda", "corda_config": CordaConfig(corda_method="ipm")},
     "corda kpm": {"init_lora_weights": "corda", "corda_config": CordaConfig(corda_method="kpm")},
+    "lora-ga": {"init_lora_weights": "lora_ga", "lora_ga_config": LoraGAConfig()},
 }
 
 SCALINGS: dict[str, dict[str, Any]] = {
@@ -72,6 +74,8 @@ def trained(folder: Path, **settings: Any) -> tuple[dict[str, Array], Path]:
         if config.init_lora_weights == "corda":
             batch = torch.randn(200, 24)
             preprocess_corda(base, config, run_model=lambda: base(batch), hooked_model=base)
+        elif config.init_lora_weights == "lora_ga":
+            preprocess_loraga(base, config, lambda: base(torch.randn(50, 24)).square().sum().backward())
         wrapped = get_peft_model(copy.deepcopy(base), config)
         name = config.init_lora_weights
         wrapped.peft_config["default"].init_lora_weights = True
@@ -79,8 +83,8 @@ def trained(folder: Path, **settings: Any) -> tuple[dict[str, Array], Path]:
         wrapped.peft_config["default"].init_lora_weights = name
         with torch.no_grad():
             for layer in (wrapped.base_model.model[0], wrapped.base_model.model[1]):
-                layer.lora_B["default"].weight.mul_(2.0)
-                layer.lora_A["default"].weight.add_(0.1)
+                for factor in (layer.lora_A["default"].weight, layer.lora_B["default"].weight):
+                    factor.add_(torch.randn_like(factor) * 0.2)
         wrapped.save_pretrained(folder / "raw")
         wrapped.save_pretrained(folder / "converted", path_initial_model_for_weight_conversion=str(folder / "began"))
         # What the initialization took out of the base is in this model, which was never saved without it.
