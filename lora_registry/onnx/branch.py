@@ -149,7 +149,7 @@ class Branches:
     # -- branches -------------------------------------------------------------------------------------------
 
     def _branch(self, nodes: Nodes, slot: Slot, seat: Seat, A: ir.Value, B: ir.Value) -> ir.Value:
-        x = seat.source
+        x, B = seat.source, self._spread(nodes, seat, B, axes=2)
         if slot.kind is Kind.EMBEDDING:
             inner = nodes.add("Gather", [A, x])
         elif slot.kind is Kind.CONV:
@@ -160,12 +160,22 @@ class Branches:
         inner = nodes.add("Mul", [inner, self._minus_scale(slot.dtype)])
         return nodes.add("Conv" if slot.kind is Kind.CONV else "MatMul", [inner, B])
 
+    def _spread(self, nodes: Nodes, seat: Seat, B: ir.Value, *, axes: int) -> ir.Value:
+        """B with the outputs of the whole operator, zeros where they are none of the tensor's."""
+        if seat.columns is None:
+            return B
+        pads = np.zeros(2 * axes, np.int64)
+        pads[-1] = 1
+        wide = nodes.add("Pad", [B, self._constant(f"one_column_of_{axes}", pads)])
+        place = self._constant(f"{seat.name}/{B.name}/columns", np.array(seat.columns, np.int64))
+        return nodes.add("Gather", [wide, place], attributes=[ir.AttrInt64("axis", -1)])
+
     def _batched_branch(self, nodes: Nodes, slot: Slot, seat: Seat, A: ir.Value, B: ir.Value) -> ir.Value:
         """Each row's own A and B, gathered from the stacks (n, in, r) and (n, r, out)."""
         if slot.kind is Kind.CONV:
             raise RefusalError(OPAQUE, f"{seat.name}: a batched model has no slots for convolutions")
         x, ids = self._rows(seat), self._ids()
-        own = nodes.add("Gather", [B, ids])
+        own = nodes.add("Gather", [self._spread(nodes, seat, B, axes=3), ids])
         if slot.kind is Kind.EMBEDDING:
             inner = self._batched_rows(nodes, seat, x, A, ids)
         else:

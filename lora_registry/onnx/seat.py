@@ -8,13 +8,17 @@ change the last bits of the base; behind, with nothing active, it does not (S-00
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from lora_registry.adapter import Kind
+from lora_registry.onnx.model import shape_of
 from lora_registry.onnx.refusal import OPAQUE, RefusalError
+from lora_registry.onnx.resolution import Carrier
 from lora_registry.onnx.sites import Read, Site
+from lora_registry.onnx.window import Window
 
 STANDARD = ("", "ai.onnx")
 _PASSES_ON = frozenset({"Identity", "Reshape"})
@@ -30,12 +34,15 @@ class Seat:
         reader: node one of whose inputs the branch reads too; ``operator``, or what quantizes its input.
         index: which input of ``reader``: activations of a matrix or kernel, indices of rows.
         outlet: the value to which the branch is added.
+        columns: for a tensor that is a part of the operator's matrix: for each output of the operator, the output of
+            the tensor that is added to it, or the number of those, where none is; None where they are the same.
     """
 
     operator: ir.Node
     reader: ir.Node
     index: int
     outlet: ir.Value
+    columns: tuple[int, ...] | None = None
 
     @property
     def source(self) -> ir.Value:
@@ -50,12 +57,26 @@ class Seat:
         return str(self.operator.name or self.operator.op_type)
 
 
-def seat_of(site: Site, kind: Kind) -> Seat:
-    """The seat beside the operator at ``site``.
+def seats_of(carrier: Carrier, kind: Kind) -> Iterator[Seat]:
+    """The seats beside the operators that read the target's tensor in ``carrier``.
 
     Raises:
         RefusalError: the operator does more with its input than a branch of two factors can follow.
     """
+    for site in carrier.sites:
+        seat = _seat_of(site, kind)
+        yield seat if carrier.window is None else replace(seat, columns=_columns(carrier, carrier.window, site, kind))
+
+
+def _columns(carrier: Carrier, window: Window, site: Site, kind: Kind) -> tuple[int, ...]:
+    if kind is not Kind.LINEAR or site.axes is None or site.axes[window.axis] != "out":
+        raise RefusalError(OPAQUE, f"{site.operator} ({site.node}) reads a part of it that is not outputs of a matrix")
+    columns = np.full(shape_of(carrier.value)[window.axis], window.length)
+    columns[window.indices()] = np.arange(window.length)
+    return tuple(columns.tolist())
+
+
+def _seat_of(site: Site, kind: Kind) -> Seat:
     if not site.path:
         raise RefusalError(OPAQUE, "the initializer is itself an output of the graph")
     node, index = site.path[-1]
@@ -127,6 +148,26 @@ def is_constant(value: ir.Value) -> bool:
             return False
         value = inputs[0]
     return value.is_initializer() and not value.is_graph_input()
+
+
+def is_computed_at_load(value: ir.Value) -> bool:
+    """Whether a value depends on no input of the graph, so that a runtime computes it once, when it opens the model."""
+    seen: set[ir.Value] = set()
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if each in seen or each.is_initializer():
+            continue
+        seen.add(each)
+        node = each.producer()
+        if node is None or node.graph is None or any(_has_body(attribute) for attribute in node.attributes.values()):
+            return False
+        waiting += [before for before in node.inputs if before is not None]
+    return True
+
+
+def _has_body(attribute: ir.Attr) -> bool:
+    return attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def _check_einsum(node: ir.Node, index: int) -> None:

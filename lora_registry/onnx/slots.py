@@ -24,7 +24,7 @@ from lora_registry.onnx.refusal import AMBIGUOUS, NOT_FOUND, QUANTIZED, SHAPE, U
 from lora_registry.onnx.resolution import Resolution, ResolvedBase
 from lora_registry.onnx.resolve import attempt
 from lora_registry.onnx.save import SavedFile, save
-from lora_registry.onnx.seat import Seat, seat_of
+from lora_registry.onnx.seat import Seat, is_computed_at_load, seats_of
 from lora_registry.onnx.slot_manifest import KEY, Slot, SlotManifest
 from lora_registry.onnx.slot_targets import matching, of_adapters
 from lora_registry.ops.base_model import BaseModel
@@ -42,10 +42,13 @@ class Switchable:
     Attributes:
         manifest: the slots.
         files: the model, and its data file if there is one.
+        variable: names of operators whose result did not depend on any input. A runtime computed it once, when it
+            opened the base; now it can change, and what follows is perhaps added up in another order (S-002).
     """
 
     manifest: SlotManifest
     files: tuple[SavedFile, ...]
+    variable: tuple[str, ...] = ()
 
 
 def add_slots(
@@ -96,6 +99,7 @@ def add_slots(
     manifest = SlotManifest(
         slots={slot.target: slot for slot, _ in seated}, batched=batched, tool=f"loreg {__version__}"
     )
+    variable = [seat.name for _, seats in seated for seat in seats if is_computed_at_load(seat.source)]
     branches, findings = Branches(model, batched=batched), []
     for slot, seats in seated:
         try:
@@ -107,7 +111,8 @@ def add_slots(
         model.ir.ir_version = _OLDEST_IR
     patch = Patch(model)
     patch.annotate({KEY: manifest.encode()})
-    return Switchable(manifest=manifest, files=save(patch, out, overwrite=overwrite, progress=progress))
+    files = save(patch, out, overwrite=overwrite, progress=progress)
+    return Switchable(manifest=manifest, files=files, variable=tuple(variable))
 
 
 def _refuse(model: OnnxModel, findings: Sequence[Finding], count: int) -> None:
@@ -145,7 +150,7 @@ def _seated(
 def _beside_float(resolution: Resolution, view: ResolvedBase, prints: _Fingerprints) -> tuple[Slot, tuple[Seat, ...]]:
     target = resolution.target
     carriers = resolution.carriers
-    seats = tuple(seat_of(site, target.kind) for carrier in carriers for site in carrier.sites)
+    seats = tuple(seat for carrier in carriers for seat in seats_of(carrier, target.kind))
     dtype = dtype_of(carriers[0].value)
     known = prints.of(target)
     slot = Slot(

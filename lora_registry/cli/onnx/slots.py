@@ -9,7 +9,7 @@ import click
 from lora_registry.cli._adapters import ADAPTER, open_sound
 from lora_registry.cli._command import command, json_option, registry_option
 from lora_registry.cli._output import print_fields, print_json, print_table
-from lora_registry.text import plural, printable
+from lora_registry.text import listed, plural, printable
 
 
 @command(
@@ -76,6 +76,7 @@ def slots(
                 "batched": manifest.batched,
                 "model_version": manifest.model_version,
                 "slots": {name: slot.record() for name, slot in manifest.slots.items()},
+                "variable": list(made.variable),
                 "files": [{"name": each.name, "size": each.size, "digest": str(each.digest)} for each in made.files],
             }
         )
@@ -88,3 +89,8 @@ def slots(
     kind = "batched" if manifest.batched else "switchable"
     click.echo(f"wrote {printable(str(out))}: {kind}, {plural(len(manifest.slots), 'slot')}")
     print_fields([("model version", str(manifest.model_version))])
+    if made.variable:
+        click.echo(
+            f"{listed(made.variable)}: computed once so far, when the model is opened; its results can differ from the "
+            "base's in the last bits"
+        )
