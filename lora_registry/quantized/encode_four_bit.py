@@ -86,7 +86,8 @@ class FourBitEncoder(Independent):
     def _divided(self, blocks: Array, scales: Array) -> tuple[Array, Array]:
         """The codes of blocks with these scales, and how far off what they stand for is."""
         inverse = np.float32(1) / np.maximum(scales, _LEAST)
-        codes = self._elements.nearest(blocks * inverse[:, None])
+        with np.errstate(over="ignore"):
+            codes = self._elements.nearest(blocks * inverse[:, None])
         return codes, squared_error(self._weight.values[codes] * scales[:, None], blocks)
 
 

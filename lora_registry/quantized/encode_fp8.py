@@ -1,7 +1,7 @@
 """float8 written again: every block is divided by its scale and rounded to the nearest float8.
 
 With a scale of its own, the largest element of a block becomes the largest float8 (transformers 5.23, ``Fp8Quantize``);
-where all scales of a weight are powers of two, so is a new one. Where one scale is for the whole weight, it is kept
+where all scales of a weight are powers of two, and not all 1, so is a new one. Where one scale is for the whole weight, it is kept
 while the largest element still rounds to a float8 that there is, because another scale would move every element.
 """
 
@@ -28,7 +28,8 @@ class Fp8Encoder(Independent):
         self._largest = np.float32(finite.max)
         # What is half a step beyond the largest float8 still rounds to it.
         self._reach = self._largest + np.float32(2) ** np.floor(np.log2(self._largest)) * np.float32(finite.eps) / 2
-        self._powers = bool((np.frexp(weight.scales.values)[0] == 0.5).all())
+        scales = weight.scales.values
+        self._powers = bool((np.frexp(scales)[0] == 0.5).all() and (scales != 1).any())
         self._range = np.float32(0)
 
     @property
