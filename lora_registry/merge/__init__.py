@@ -7,6 +7,12 @@
 :mod:`~.pickled_base`    weights that torch pickled, opened without running anything
 :mod:`~.ties`            tensors that share one set of values
 :mod:`~.fit`             does this adapter belong on this base? asked before a byte is written
+:mod:`~.comparison`      what keeps a target from changing a tensor
+:mod:`~.missing`         why a target finds none
+:mod:`~.expert_names`    how checkpoints name the experts that models stack
+:mod:`~.stacked`         the change of a stack, as changes of the tensors in its place
+:mod:`~.growing`         targets that make a table longer
+:mod:`~.growth`          a base with room for their rows
 :mod:`~.against`         the same question to a base of any form
 :mod:`~.pin`             an adapter that states which base it was made for
 :mod:`~.plan`            what will be written, tensor by tensor

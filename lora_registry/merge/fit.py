@@ -8,34 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from enum import StrEnum
 from types import MappingProxyType
 
 from lora_registry.adapter import Adapter, Json, Kind, Target
 from lora_registry.digest import Digest
-from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InconclusiveError, InvalidInputError, UnsupportedError
 from lora_registry.findings import Finding, Severity
-from lora_registry.merge.expert_names import CONVENTIONS, ModelNames, kept_apart, model_names, model_type
+from lora_registry.merge.comparison import compare
+from lora_registry.merge.expert_names import ModelNames, model_names
 from lora_registry.merge.growing import declares_growth, rows_brought, with_all_rows
+from lora_registry.merge.missing import findings_of_missing
 from lora_registry.merge.stacked import DIVISIBLE, Stack, fits_stack, spread, stack_fingerprint, stack_of
 from lora_registry.ops.base_model import BaseModel
-from lora_registry.ops.fingerprint import ORIENTED, target_fingerprint
+from lora_registry.ops.fingerprint import target_fingerprint
 from lora_registry.ops.prefix import Prefix, uniform_prefix
 from lora_registry.quantized.agreement import agrees, said_of
 from lora_registry.quantized.weight import Scheme
 from lora_registry.text import plural
 
-_QUANTIZED_BESIDE = ("absmax", "quant_state", "qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB")
-"""Tensors that bitsandbytes, GPTQ, AWQ, compressed-tensors and FP8 checkpoints keep beside a packed weight."""
-
 _UNPROVED = frozenset({"M-004", "M-005", "M-010"})
 """What keeps a fit from being exact."""
 
 _NO_CONFIG: Mapping[str, Json] = MappingProxyType({})
-
-_SUGGESTED = 10  # names that are compared with all of a base's names to find a close one
 
 
 class Verdict(StrEnum):
@@ -147,7 +142,7 @@ class _Fitting:
         self._names = self._stored | frozenset(base.ties)
         direct = all(target.name in self._names for target in adapter)
         self._model = ModelNames({}, {}) if direct else model_names(self._stored, config)
-        self._model_type = model_type(config)
+        self._config = config
         self._computed = computed
         self._findings: list[Finding] = []
         self._changes: list[Change] = []
@@ -164,7 +159,9 @@ class _Fitting:
         matches = {name: self._model.renamed.get(place, place) for name, place in matches.items()}
         new = tuple(target.name for target in missing if target.kind is Kind.FULL and allow_new)
         findings += [_new(name) for name in new]
-        findings += self._unmatched([target for target in missing if target.name not in new])
+        findings += findings_of_missing(
+            [target for target in missing if target.name not in new], self._names, self._config
+        )
         findings += _view(adapter, scheme)
         for target in adapter:
             place = matches.get(target.name)
@@ -192,7 +189,7 @@ class _Fitting:
         change, length = target, target.length
         if length is None and growing:
             length = rows_brought(target, self._base.shape(stored))
-        problem = _compare(target, stored, self._base, length)
+        problem = compare(target, stored, self._base, length)
         if length is not None and problem is None:
             rows = self._base.shape(stored)[0]
             change = with_all_rows(target, length)
@@ -214,8 +211,8 @@ class _Fitting:
             return
         if target.kind not in DIVISIBLE or not fits_stack(target, stack):
             shape = None if target.shape is None else list(target.shape)
-            message = f"the base has experts that make {list(stack.shape)}, stored as out in; the target is a "
-            message += f"{target.kind} of {shape}, {' '.join(target.layout) or 'without a layout'}"
+            message = f"the base has experts that make {list(stack.shape)}, as expert out in; the target has "
+            message += f"{shape}, as {' '.join(target.layout)}" if target.layout else f"{shape}, and is {target.kind}"
             self._findings.append(Finding("M-002", target.name, message))
             return
         first, last = tensors[0][0], tensors[-1][-1]
@@ -223,7 +220,7 @@ class _Fitting:
         self._findings.append(Finding("M-011", target.name, message, Severity.NOTE))
         for part in spread(target, stack):
             self._changes.append(Change(part, part.name, target.name))
-            problem = _compare(part, part.name, self._base, None)
+            problem = compare(part, part.name, self._base, None)
             if problem is not None:
                 self._findings.append(problem)
                 return
@@ -253,32 +250,6 @@ class _Fitting:
                 f"holds {scheme}, so that nothing proves that it was made from these"
             )
             self._findings.append(Finding("M-010", "", message, Severity.NOTE))
-
-    def _unmatched(self, missing: list[Target]) -> Iterator[Finding]:
-        names = self._names
-        modules = {name.rpartition(".")[0] for name in names if name.endswith(_QUANTIZED_BESIDE)}
-        for position, target in enumerate(missing):
-            module = target.name.rpartition(".")[0]
-            if any(packed == module or packed.endswith("." + module) for packed in modules):
-                yield Finding("M-003", target.name, "the base holds it quantized; merge into the unquantized base")
-                continue
-            if target.kind is Kind.EXPERTS and kept_apart(target.name, names):
-                yield Finding("M-001", target.name, _unknown_experts(self._model_type))
-                continue
-            alike = [name for name in names if name.rpartition(".")[2] == target.name.rpartition(".")[2]]
-            close = get_close_matches(target.name, alike, n=1) if position < _SUGGESTED else []
-            hint = f"; did you mean {close[0]}" if close else ""
-            extra = ", and new tensors were not allowed" if target.kind is Kind.FULL else ""
-            yield Finding("M-001", target.name, f"the base has no such tensor{extra}{hint}")
-
-
-def _unknown_experts(model: str | None) -> str:
-    """Why experts that are stored one by one make no stack here."""
-    if model is None:
-        return "the base stores every expert by itself, and without a config.json nothing tells how they are stacked"
-    if model in CONVENTIONS:
-        return "the base stores every expert by itself, and not all tensors that the stack is made of"
-    return f"the base stores every expert by itself, and how {model} stacks them is not known here"
 
 
 def _verdict(findings: Collection[Finding]) -> Verdict:
@@ -333,51 +304,3 @@ def _collisions(changes: Collection[Change]) -> Iterator[Finding]:
                 "M-007", change.origin, f"changes {change.place}, which {taken[change.place]} changes already"
             )
         taken.setdefault(change.place, change.origin)
-
-
-def _compare(target: Target, stored: str, base: BaseModel, length: int | None) -> Finding | None:
-    """The first thing that keeps ``target`` from changing the base tensor ``stored``, or from growing it.
-
-    ``length`` is the number of rows that the tensor then has; None where it keeps its own.
-    """
-    dtype, shape = base.dtype(stored), base.shape(stored)
-    known = DTYPES.get(dtype)
-    if target.kind is not Kind.FULL and (known is None or not known.is_wide_float):
-        return Finding(
-            "M-003", target.name, f"the base holds it quantized, as {dtype}; merge into the unquantized base"
-        )
-    if target.shape is None:
-        width = target.tensors["value"].shape[-1]
-        if len(shape) != 2 or shape[1] != width or target.rows[-1] >= shape[0]:
-            return Finding(
-                "M-002", target.name, f"the base has shape {list(shape)}; rows to {target.rows[-1]} of {width} columns"
-            )
-        return None
-    if shape == target.shape or (length is not None and target.length is None):
-        return _compare_elements(target, dtype)
-    message = f"the base has shape {list(shape)}, the target {list(target.shape)}"
-    if len(shape) == 2 and shape == target.shape[::-1] and target.kind in ORIENTED:
-        message += f"; the base stores it transposed, the target says {list(target.layout)}"
-    elif len(shape) == 2 and shape[1:] == target.shape[1:]:
-        message += _other_size(target, shape)
-    return Finding("M-002", target.name, message)
-
-
-def _other_size(target: Target, shape: tuple[int, ...]) -> str:
-    """What to do about a table of another number of rows."""
-    if rows_brought(target, shape) is not None:
-        return "; --allow-growth takes it as a vocabulary that has grown"
-    if target.length is not None:
-        return f", which becomes {target.length} rows: this base is another one, or has grown already"
-    return "; a vocabulary of another size needs a target that brings the whole table"
-
-
-def _compare_elements(target: Target, dtype: str) -> Finding | None:
-    """A value that replaces a tensor has its type, or is rounded from one float type of 16 bits or more to another."""
-    if target.kind is not Kind.FULL:
-        return None
-    own = target.tensors["value"].dtype
-    wide = all(name in DTYPES and DTYPES[name].is_wide_float for name in (own, dtype))
-    if own == dtype or wide:
-        return None
-    return Finding("M-003", target.name, f"the base holds {dtype}, the adapter's value is {own}")

@@ -279,7 +279,7 @@ LACKING = "not all tensors that the stack is made of"
             {},
             experts(shape=(2, 4, 6), layout=("expert", "in", "out")),
             "M-002",
-            r"make \[2, 6, 4\], stored as out",
+            r"make \[2, 6, 4\], as expert out in",
         ),
     ],
     ids=["unknown", "unnamed", "lacking", "shapes", "transposed"],

@@ -11,6 +11,7 @@ import pytest
 import tiny_models
 import torch
 from click.testing import CliRunner
+from golden_vectors import write_checkpoint
 from loreg_converters.peft import converter
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft_adapters import peft_warnings_off
@@ -334,3 +335,28 @@ def test_the_dry_run_and_the_command_tell_it(tiny_dir: Folders, tmp_path: Path) 
     result = CliRunner().invoke(main, [*arguments, "--allow-growth"])
     assert result.exit_code == 0, result.output
     assert "grows from 99 rows to 104" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("kind", ["pickled", "quantized"])
+def test_bases_of_other_forms_grow_too(kind: str, tmp_path: Path) -> None:
+    """A pickled base is written as safetensors, a quantized one as its values, and both with the new rows."""
+    base, weights = tmp_path / "base", {EMBED: np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float16)}
+    if kind == "pickled":
+        base.mkdir()
+        torch.save({name: torch.from_numpy(each) for name, each in weights.items()}, base / "pytorch_model.bin")
+        (base / "config.json").write_text(json.dumps({"vocab_size": ROWS, "tie_word_embeddings": True}))
+    else:
+        write_checkpoint(base, "nf4", **{EMBED: from_array(weights[EMBED])})
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps({**config, "vocab_size": ROWS, "tie_word_embeddings": True}))
+    target = tokens((99, 100), 101)
+    adapter = Adapter(targets=(target,))
+    merge_checkpoint(adapter, base, tmp_path / "out")
+    actual = load_file(tmp_path / "out" / "model.safetensors")[EMBED]
+    assert actual[:ROWS].tobytes() == weights[EMBED].tobytes()
+    assert np.array_equal(actual[ROWS:], rows_of(target).astype(np.float16))
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["vocab_size"] == 101
+    assert "quantization_config" not in written
+    found = recompute(tmp_path / "out", base, adapter, every=True)
+    assert found.answer.value == "holds", found.lines()
