@@ -26,7 +26,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from lora_registry.onnx import wellformed
 from lora_registry.onnx.external import DataFiles
+from lora_registry.onnx.normal_form import normalize
 from lora_registry.ops.arrays import Array
+
+_BROKEN = (ir.serde.SerdeError, ir.passes.InvariantError)
 
 FLOATING = frozenset(name for name, dtype in DTYPES.items() if dtype.is_wide_float)
 """Storage dtypes that a merge writes into; everything else is a quantized form."""
@@ -72,7 +75,8 @@ class OnnxModel:
             wellformed.check(path, proto)
             try:
                 model = ir.serde.deserialize_model(proto)
-            except (ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+                normalize(model)
+            except (*_BROKEN, ValueError, TypeError, KeyError, NotImplementedError) as error:
                 raise InvalidInputError(f"{path}: the graph cannot be read: {_reason(error)}") from error
             data = DataFiles(path)
             for tensor in external_tensors(model):

@@ -238,26 +238,57 @@ def test_branches_may_use_one_name_for_two_values(tmp_path: Path) -> None:
     assert relative_error(actual, expected) < 1e-5
 
 
-def test_a_weight_of_a_model_function_is_refused_by_its_name(tmp_path: Path) -> None:
-    """What a function does with its input is not looked into."""
+def test_a_weight_that_a_model_function_reads_is_changed(tmp_path: Path) -> None:
+    """Calls of functions are replaced by what they do, so that it shows who reads the weight, and how."""
     function = helper.make_function(
         "local",
         "Layer",
         ["a", "b"],
         ["c"],
-        [helper.make_node("MatMul", ["a", "b"], ["c"])],
+        [helper.make_node("Transpose", ["b"], ["t"], perm=[1, 0]), helper.make_node("MatMul", ["a", "t"], ["c"])],
         [helper.make_opsetid("", 20)],
     )
-    proto = graph(
-        [helper.make_node("Layer", ["x", "fc.weight"], ["y"], domain="local")], {"fc.weight": W}, inputs={"x": ["n", 8]}
-    )
+    calls = [
+        helper.make_node("Layer", ["x", "fc.weight"], ["h"], domain="local", name="one"),
+        helper.make_node("Layer", ["h", "other.weight"], ["y"], domain="local", name="two"),
+    ]
+    proto = graph(calls, {"fc.weight": W, "other.weight": W}, inputs={"x": ["n", 8]})
     proto.functions.append(function)
     proto.opset_import.append(helper.make_opsetid("local", 1))
     onnx.save(proto, tmp_path / "base.onnx")
-    with pytest.raises(InvalidInputError, match=r"local\.Layer input 1"):
-        merge_onnx(
-            Adapter(targets=(linear_adapter("fc.weight", (8, 8)),)), tmp_path / "base.onnx", tmp_path / "merged.onnx"
+    target = linear_adapter("fc.weight", (8, 8))
+    merge_onnx(Adapter(targets=(target,)), tmp_path / "base.onnx", tmp_path / "merged.onnx")
+    onnx.checker.check_model(str(tmp_path / "merged.onnx"), full_check=True)
+    expected = X.numpy() @ (W.T + change(target)) @ W.T
+    assert relative_error(run_onnx(tmp_path / "merged.onnx", {"x": X}), expected) < 1e-5
+
+
+def test_the_value_of_a_constant_node_is_changed(tmp_path: Path) -> None:
+    """A weight that an exporter wrote as a Constant is a weight, in a branch as well."""
+    constant = onnx.numpy_helper.from_array(W, "value")
+    inner = onnx.numpy_helper.from_array(W.T.copy(), "value")
+    branches = [
+        helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, ["n", 8])])
+        for name, nodes in (
+            (
+                "then",
+                [
+                    helper.make_node("Constant", [], ["inner.weight"], value=inner),
+                    helper.make_node("MatMul", ["h", "inner.weight"], ["then_y"], name="/inner/MatMul"),
+                ],
+            ),
+            ("else", [helper.make_node("Identity", ["h"], ["else_y"])]),
         )
+    ]
+    nodes = [
+        helper.make_node("Constant", [], ["fc.weight"], value=constant),
+        helper.make_node("MatMul", ["x", "fc.weight"], ["h"], name="/fc/MatMul"),
+        helper.make_node("If", ["yes"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    first, second = linear_adapter("fc.weight", (8, 8)), linear_adapter("inner.weight", (8, 8))
+    merged = merge(tmp_path, nodes, {"yes": np.array(True)}, first, second)
+    expected = X.numpy() @ (W + change(first)) @ (W.T + change(second))
+    assert relative_error(run_onnx(merged, {"x": X}), expected) < 1e-5
 
 
 def test_the_manifest_stays_true_after_a_copy(tmp_path: Path) -> None:
