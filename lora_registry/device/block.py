@@ -29,7 +29,7 @@ def make_run(
         workspace: room.
     """
     compute = _type(change, stored)
-    (before, wanted, delta, kept), wide, unchanged = workspace.of(compute, len(stored))
+    (before, wanted, delta, kept), unchanged = workspace.of(compute, len(stored))
     before.copy_(stored)
     if change is None:
         wanted.copy_(before)
@@ -43,7 +43,7 @@ def make_run(
     kept.copy_(rounded)
     torch.eq(kept, before, out=unchanged)
     kept -= wanted  # from here on, the error of the rounding
-    add_figures(before, delta, kept, unchanged, figures, wide)
+    add_figures(before, delta, kept, unchanged, figures)
 
 
 def _type(change: Change | None, stored: torch.Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""How much of a change survived, measured on the device: :mod:`lora_registry.ops.fidelity` with sums in float64."""
+"""How much of a change survived, measured on the device: :mod:`lora_registry.ops.fidelity` summed in float64."""
 
 from __future__ import annotations
 
@@ -16,34 +16,41 @@ COUNT = 6
 """Numbers of a block: those of :class:`~lora_registry.ops.fidelity.Sums` but the last, and what is suspect."""
 
 
+_CHUNK = 4096
+"""Elements that are summed in the type of the computation; the sums of chunks are added in float64."""
+
+
 def add_figures(
-    before: torch.Tensor,
-    delta: torch.Tensor,
-    error: torch.Tensor,
-    unchanged: torch.Tensor,
-    out: torch.Tensor,
-    wide: Sequence[torch.Tensor],
+    before: torch.Tensor, delta: torch.Tensor, error: torch.Tensor, unchanged: torch.Tensor, out: torch.Tensor
 ) -> None:
     """Add the figures of a run of elements to ``out``.
 
     Args:
-        before: W, flat, float32 or float64.
+        before: W, flat, float32 or float64; is overwritten.
         delta: W' - W before it is rounded.
         error: what the rounding did to W'.
         unchanged: booleans, where W' as it is written is W.
         out: float64 (:data:`COUNT`,).
-        wide: two buffers of float64, as long; not used where the others are of that type.
     """
-    first, second = (delta, error) if delta.dtype == torch.float64 else wide
-    base = before if before.dtype == torch.float64 else first.copy_(before)
-    out[0] += torch.dot(base, base)
-    if delta.dtype != torch.float64:
-        first.copy_(delta)
-        second.copy_(error)
-    out[1] += torch.dot(first, first)
-    out[2] += torch.dot(second, second)
-    out[3] += torch.dot(first, second)
+    out[0] += _square(before)
+    out[1] += _square(delta)
+    out[2] += _square(error)
+    whole, rest = _chunks(torch.mul(delta, error, out=before))
+    out[3] += whole.sum(dim=1).sum(dtype=torch.float64) + rest.sum(dtype=torch.float64)
     out[4] += unchanged.sum()
+
+
+def _square(vector: torch.Tensor) -> torch.Tensor:
+    """‖vector‖², of no axes. Each chunk takes one pass, and nothing of the vector's size is made."""
+    whole, rest = _chunks(vector)
+    norms = torch.linalg.vector_norm(whole, dim=1).double()
+    return norms.square().sum() + torch.linalg.vector_norm(rest).double().square()
+
+
+def _chunks(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of :data:`_CHUNK` elements, and what is left."""
+    whole = len(vector) // _CHUNK * _CHUNK
+    return vector[:whole].view(-1, _CHUNK), vector[whole:]
 
 
 def is_sound(told: Sequence[float]) -> bool:

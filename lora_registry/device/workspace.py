@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 ELEMENT = 33
-"""Bytes of the workspace for an element: four float32 and two float64, or four float64, and a boolean."""
+"""Bytes of the workspace for an element: four of float64, and a boolean; float32 takes half of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +28,15 @@ class Workspace:
         """New memory on ``device``."""
         return cls(elements, torch.empty(ELEMENT * elements, dtype=torch.uint8, device=device))
 
-    def of(self, dtype: torch.dtype, count: int) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-        """Four buffers of ``dtype``, two of float64 (none where ``dtype`` is that) and one of booleans.
+    def of(self, dtype: torch.dtype, count: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Four buffers of ``dtype``, and one of booleans.
 
         Args:
             dtype: float32 or float64.
             count: elements of each.
         """
-        size = dtype.itemsize
-        narrow = [self._at(position * size, dtype, count) for position in range(4)]
-        wide = [] if size == 8 else [self._at(16 + position * 8, torch.float64, count) for position in range(2)]
-        return narrow, wide, self._at(ELEMENT - 1, torch.bool, count)
+        numbers = [self._at(position * dtype.itemsize, dtype, count) for position in range(4)]
+        return numbers, self._at(ELEMENT - 1, torch.bool, count)
 
     def _at(self, position: int, dtype: torch.dtype, count: int) -> torch.Tensor:
         begin = position * self.elements

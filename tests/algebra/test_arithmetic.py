@@ -40,7 +40,9 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert device() is None
 
 
-def both(matrix: np.ndarray, truncation: Truncation, monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, ...]]:
+def both(
+    matrix: np.ndarray, truncation: Truncation, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Norm, error, largest value and product, as numpy and torch have them."""
     monkeypatch.setattr(dense, "open_cuda", lambda: torch.device("cpu"))
     found = []
@@ -61,7 +63,7 @@ def test_a_matrix_is_approximated_as_by_numpy(
     """Small ones exactly, large ones from the same random range; the error is measured."""
     random = np.random.default_rng(0)
     decaying = random.normal(size=(shape[0], 30)) * 0.7 ** np.arange(30) @ random.normal(size=(30, shape[1]))
-    matrix = (decaying + 1e-3 * random.normal(size=shape)).astype(dtype)
+    matrix: np.ndarray = (decaying + 1e-3 * random.normal(size=shape)).astype(dtype)
     (told, product), (figures, made) = both(matrix, truncation, monkeypatch)
     assert np.allclose(told, figures, rtol=1e-4)
     assert np.abs(product - made).max() <= 1e-4 * np.abs(product).max()

@@ -9,13 +9,13 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from device_blocks import RARE, blocks, ordered, weights
 from device_targets import TARGETS
 from safetensors.numpy import save_file
 
@@ -28,16 +28,14 @@ from lora_registry.merge import accelerator
 from lora_registry.merge.accelerator import AcceleratedKernel
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
-from lora_registry.merge.kernel import Kernel, Room
+from lora_registry.merge.kernel import Room
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.plan import Part
-from lora_registry.ops.arrays import Array, as_bytes, from_array, numpy_dtype, round_to
-from lora_registry.ops.fidelity import Sums, fidelity
+from lora_registry.ops.arrays import as_bytes, from_array, round_to
+from lora_registry.ops.fidelity import fidelity
 
 CPU = torch.device("cpu")
 CUDA = MergeOptions(device="cuda")
-RARE = 1e-4
-"""Part of the elements that may be one ulp off."""
 
 
 @pytest.fixture
@@ -45,56 +43,6 @@ def as_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """``cuda`` computes with torch on the CPU, in blocks that a small test has several of."""
     monkeypatch.setattr(accelerator, "open_cuda", lambda: CPU)
     monkeypatch.setattr(accelerator, "ELEMENTS", 40_000)
-
-
-def ordered(array: Array) -> np.ndarray:
-    """Floats as integers that count ulps: neighbors differ by one, and both zeros are 0."""
-    bits = array.view(f"i{array.itemsize}").astype(np.int64)
-    return np.where(bits < 0, -(bits & ((1 << (8 * array.itemsize - 1)) - 1)), bits)
-
-
-def blocks(
-    target: Target | None, weight: Array, written: str, *, most: int = 1 << 20, steps: int = 1
-) -> tuple[tuple[Array, Sums | None], tuple[Array, Sums | None]]:
-    """What numpy and the device make of ``weight``: the tensor, and the figures.
-
-    Args:
-        target: the change; None converts.
-        weight: W.
-        written: type of the output.
-        most: elements that the device computes together.
-        steps: blocks.
-    """
-    entry = Entry(written, weight.shape, 0, weight.size * numpy_dtype(written).itemsize)
-    part = Part("w", entry, "w", () if target is None else (target,))
-    stored = from_array(weight).dtype
-    flat, size = weight.reshape(-1), weight.size
-
-    def read(start: int, stop: int) -> Array:
-        return flat[start:stop].copy()
-
-    pipeline = Pipeline(CPU)
-    taken = np.frombuffer(as_bytes(flat), np.uint8).copy()
-    made = []
-    with ExitStack() as stack, np.errstate(all="ignore"):
-        stack.enter_context(pipeline.ready(taken.size, entry.end, min(most, size)))
-        for kernel in (Kernel(part, stored, read), AcceleratedKernel(pipeline, part, stored, read)):
-            out, found = np.empty(entry.end, np.uint8), []
-            row = flat.size // len(weight) if target is None or target.kind is not Kind.EXPERTS else weight.shape[-1]
-            for rows in np.array_split(np.arange(size // row), steps):
-                start, stop = int(rows[0]) * row, (int(rows[-1]) + 1) * row
-                place = (entry.end // size, weight.itemsize)
-                piece = (taken[start * place[1] : stop * place[1]], out[start * place[0] : stop * place[0]])
-                found.append(kernel.run(start, stop, *piece, Room(size)))
-            sums = [each for each in found if each is not None]
-            made.append((out.view(numpy_dtype(written)), Sums(*map(sum, zip(*sums, strict=True))) if sums else None))
-    return made[0], made[1]
-
-
-def weights(target: Target, stored: str) -> Array:
-    """W for ``target``."""
-    shape = target.shape or (700, 64)
-    return round_to(np.random.default_rng(3).normal(size=shape), stored)
 
 
 @pytest.mark.parametrize("stored", ["BF16", "F16", "F32", "F64"])
@@ -163,7 +111,7 @@ def test_what_leaves_the_range_is_refused_as_numpy_refuses_it(written: str) -> N
     """torch clamps to the largest float8; that would be a wrong weight without a word."""
     target = TARGETS["linear"]
     weight = round_to(np.full((300, 200), 440.0 if written == "F8_E4M3" else 57_000.0), written)
-    factors = {**target.tensors, "B": from_array(np.full((300, 8), 4000, np.float32))}
+    factors = {**target.tensors, "B": from_array(np.full((300, 8), 1e6, np.float32))}
     far = Target(name="w", kind=target.kind, layout=target.layout, shape=target.shape, tensors=factors)
     with pytest.raises(InvalidInputError) as refused:
         blocks(far, weight, written)  # numpy's, which comes first
@@ -256,6 +204,7 @@ import os, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
 import torch
+from device_blocks import RARE, blocks, ordered, weights
 from device_targets import TARGETS
 from lora_registry.merge import accelerator, journal
 from lora_registry.merge.checkpoint import merge_checkpoint
