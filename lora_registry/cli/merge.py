@@ -79,14 +79,15 @@ loreg merge support/tone:1 --base ./base -o ./again --replay ./merged/loreg-rece
 @click.option(
     "--requantize",
     is_flag=True,
-    help="Of a quantized base, quantize the changed weights again as they were.  [default: write them as BF16]",
+    help="Of a quantized base, quantize the changed weights again as they were, and leave the rest alone; four bits "
+    "keep little of a small change (see --min-retention).  [default: write everything as BF16]",
 )
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    help="Where the sums are computed.",
+    help="Where the sums are computed; cuda sends the weights through an NVIDIA GPU and back, and needs torch.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the same merge into OUTPUT that was killed.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")

@@ -1,4 +1,4 @@
-"""Quantized checkpoints, read as the values that they stand for: numpy only, a module a scheme.
+"""Quantized checkpoints, read as the values that they stand for, and written again: numpy only.
 
 ======================= ==================================================================
 :mod:`~.recognition`    which scheme it is, by its configuration or its tensors
@@ -18,4 +18,8 @@
 :mod:`~.gguf_blocks`    GGUF's blocks of 32
 :mod:`~.gguf_k_blocks`  GGUF's k-quants
 ======================= ==================================================================
+
+What is read by ``four_bit`` is written by ``encode_four_bit``, and so on; :mod:`~.encoding` says by which rules,
+:mod:`~.encoders` which encoder is for which weight, :mod:`~.encode_groups` has what GPTQ, AWQ and compressed-tensors share,
+and :mod:`~.encode_gguf_scales` how llama.cpp finds scales.
 """

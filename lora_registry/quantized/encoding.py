@@ -3,7 +3,7 @@
 A group is what shares a scale. A group that a change leaves alone keeps its bytes. Any other is encoded in two ways,
 with the scale that it has and with the one that the scheme's own quantizer would give it, and the way whose values are
 closer to the wanted ones (the sum of the squared differences) is taken; the scale that is there wins a draw. One scale
-for all of a weight is kept while every value rounds to a code that there is.
+for all of a weight is kept while every value rounds to a code that there is (spec/merging.md, Q-002 to Q-004).
 """
 
 from __future__ import annotations
