@@ -47,9 +47,10 @@ check: setup ## lint, format, types and layers
 	MYPYPATH=spec/vectors/make $(BIN)/mypy spec/vectors/make spec/schema/make.py
 	$(BIN)/lint-imports
 
-bench: models ## the merge beside PEFT's: time and memory
+bench: models ## the merge beside PEFT's: time and memory; on a GPU where there is one
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/verify.py
+	$(BIN)/python benchmarks/cuda.py
 
 FUZZ_SECONDS ?= 600
 
