@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 
@@ -11,6 +12,8 @@ from lora_registry.merge.expert_names import CONVENTIONS, kept_apart, model_type
 
 _QUANTIZED_BESIDE = ("absmax", "quant_state", "qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB")
 """Tensors that bitsandbytes, GPTQ, AWQ, compressed-tensors and FP8 checkpoints keep beside a packed weight."""
+
+_ONE_EXPERT = re.compile(r"(.*\bexperts\.)\d+\.", re.ASCII)
 
 _SUGGESTED = 10  # names that are compared with all of a base's names to find a close one
 
@@ -32,11 +35,24 @@ def findings_of_missing(missing: list[Target], names: Collection[str], config: M
         if target.kind is Kind.EXPERTS and kept_apart(target.name, names):
             yield Finding("M-001", target.name, _unknown_experts(model_type(config)))
             continue
+        if stack := _stacked_with(target.name, names):
+            message = f"the base stores all experts of the layer in {stack}; changes of one expert alone find no place"
+            yield Finding("M-001", target.name, message)
+            continue
         alike = [name for name in names if name.rpartition(".")[2] == target.name.rpartition(".")[2]]
         close = get_close_matches(target.name, alike, n=1) if position < _SUGGESTED else []
         hint = f"; did you mean {close[0]}" if close else ""
         extra = ", and new tensors were not allowed" if target.kind is Kind.FULL else ""
         yield Finding("M-001", target.name, f"the base has no such tensor{extra}{hint}")
+
+
+def _stacked_with(name: str, names: Collection[str]) -> str | None:
+    """A tensor of the base for all experts of the layer of which ``name`` is one expert's."""
+    own = _ONE_EXPERT.match(name)
+    if own is None:
+        return None
+    of_layer = sorted(each for each in names if each.startswith(own[1]))
+    return of_layer[0] if of_layer and not any(_ONE_EXPERT.match(each) for each in of_layer) else None
 
 
 def _unknown_experts(model: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from golden_vectors import vector
 from loreg_converters.peft import converter
 from peft import LoraConfig
 from peft_adapters import make_peft_adapter, merged_model, peft_warnings_off
@@ -20,10 +22,12 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import InvalidInputError
 from lora_registry.findings import Severity
+from lora_registry.format.container import encode_tensors, open_container
 from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.expert_names import CONVENTIONS, model_names
 from lora_registry.merge.fit import Verdict, fit
+from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.pin import pin
 from lora_registry.merge.recompute import recompute
 from lora_registry.merge.replay import replay
@@ -189,8 +193,6 @@ def test_a_stack_is_pinned_by_the_fingerprint_of_the_whole(tmp_path: Path) -> No
 
 def stacks(folder: Path, *, config: dict[str, object] | None = None, **tensors: Array) -> Path:
     """A checkpoint of two experts, of 3 + 3 outputs and 4 inputs."""
-    import json
-
     folder.mkdir()
     rng = np.random.default_rng(5)
     parts = {
@@ -305,6 +307,44 @@ def test_one_expert_cannot_be_changed_twice(tmp_path: Path) -> None:
     found = fit(Adapter(targets=(experts(), one)), open_base(base), config=open_base(base).config)
     errors = [finding for finding in found.findings if finding.severity is Severity.ERROR]
     assert [(finding.rule, finding.place) for finding in errors] == [("M-007", "mlp.experts.gate_up_proj")]
+
+
+def test_one_expert_alone_finds_no_place_in_a_stack(tmp_path: Path) -> None:
+    """Adapters of before transformers 5 name experts one by one; a base that stores them stacked is named."""
+    save_file({"mlp.experts.gate_up_proj": np.ones((2, 6, 4), np.float32)}, tmp_path / "base.safetensors")
+    factors = {"A": from_array(np.ones((1, 4), np.float32)), "B": from_array(np.ones((3, 1), np.float32))}
+    name = "mlp.experts.1.up_proj.weight"
+    one = Target(name=name, kind=Kind.LINEAR, layout=("out", "in"), shape=(3, 4), tensors=factors)
+    (finding,) = fit(Adapter(targets=(one,)), open_base(tmp_path / "base.safetensors")).findings
+    assert (finding.rule, finding.place) == ("M-001", name)
+    assert "all experts of the layer in mlp.experts.gate_up_proj" in finding.message
+
+
+def test_experts_of_a_quantized_base(tmp_path: Path) -> None:
+    """Every tensor that a stack is made of counts as what it stands for, and is quantized again where that is asked."""
+    golden, config, expected = vector("fp8")
+    whole = to_array(expected)
+    names = [f"mlp.experts.{expert}.{part}" for expert in range(2) for part in ("gate_proj", "up_proj")]
+    tensors = {key.replace("m.", f"{name}.", 1): each for name in names for key, each in golden.tensors.items()}
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"".join(map(bytes, encode_tensors(tensors, {}))))
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "model_type": "qwen3_moe"}))
+    out, inner = whole.shape
+    rng = np.random.default_rng(8)
+    factors = {
+        "A": from_array(rng.normal(size=(2, 2, inner)).astype(np.float32)),
+        "B": from_array(rng.normal(size=(2, 2 * out, 2)).astype(np.float32)),
+    }
+    adapter = Adapter(targets=(experts(shape=(2, 2 * out, inner), tensors=factors),))
+    merge_checkpoint(adapter, tmp_path / "base", tmp_path / "out", MergeOptions(dtype="F32"))
+    change = 0.5 * np.einsum("eor,eri->eoi", *(to_array(factors[role]) for role in "BA"))
+    wanted = np.concatenate((whole, whole)).astype(np.float32) + change
+    assert relative(stacked(tmp_path / "out"), wanted) <= TOLERANCE
+    assert recompute(tmp_path / "out", tmp_path / "base", adapter, every=True).answer.value == "holds"
+    merge_checkpoint(adapter, tmp_path / "base", tmp_path / "again", MergeOptions(requantize=True))
+    written = open_container(tmp_path / "again" / "model.safetensors").entries
+    assert written == open_container(tmp_path / "base" / "model.safetensors").entries
+    assert recompute(tmp_path / "again", tmp_path / "base", adapter, every=True).answer.value == "holds"
 
 
 def test_names_that_are_stored_win(tmp_path: Path) -> None:
