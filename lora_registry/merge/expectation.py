@@ -86,7 +86,7 @@ def expect(changes: Iterable[Change], base: Checkpoint, merged: Checkpoint, tied
     if base.vocabulary is not None and resized(merged.config, *base.vocabulary) != merged.config:
         before, after = base.vocabulary
         result.problems.append(f"config.json says that there are {before} tokens, and the tables have {after} rows")
-    _compare_configurations(result, base.written_config, merged.config)
+    _compare_configurations(result, base.written_config if merged.scheme is None else base.config, merged.config)
     return result
 
 

@@ -8,7 +8,7 @@ the known orders of rounding are tried, and then the known misreadings.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -22,6 +22,7 @@ from lora_registry.merge.nearest import nearest, unit
 from lora_registry.merge.outcome import Outcome
 from lora_registry.merge.roundings import ONCE, Roundings, roundings
 from lora_registry.ops.arrays import Array, dtype_name
+from lora_registry.ops.fidelity import Fidelity
 
 BLOCK = 1 << 14
 """Elements that are judged at a time: arrays of 128 KB, for which the C library does not fetch new pages each time."""
@@ -53,7 +54,9 @@ class Judgement:
         of: rows there are.
         largest: units in the last place between an element and the correctly rounded one, at most. The unit is that
             of the larger of W and W': where they cancel, no arithmetic knows the digits of what is left.
-        off: part of the elements that are not the correctly rounded one.
+        off: part of the elements that are not the correctly rounded one; of a weight that was quantized again, not
+            those of the scheme's own encoding.
+        fidelity: what is left of the change in a weight that was quantized again; None otherwise.
     """
 
     name: str
@@ -65,10 +68,16 @@ class Judgement:
     of: int
     largest: float = 0.0
     off: float = 0.0
+    fidelity: Fidelity | None = None
+
+    def but(self, answer: Answer, says: str) -> Judgement:
+        """The same with another answer."""
+        return replace(self, answer=answer, says=says)
 
     def to_json(self) -> dict[str, Json]:
         """The judgement as a JSON object."""
-        return {
+        left: dict[str, Json] = {} if self.fidelity is None else {"fidelity": dict(self.fidelity.to_json())}
+        return left | {
             "name": self.name,
             "targets": list(self.targets),
             "answer": self.answer.value,

@@ -65,6 +65,10 @@ class Outcome:
                 total = self._normalized(target, rows, Interval(total, total)).center
         return total
 
+    def bounds(self, rows: Array) -> Interval:
+        """Between which W' of these rows lies before it is rounded."""
+        return self._sum(rows, self._weight(rows))
+
     def interval(self, rows: Array) -> Interval:
         """Between which elements W' of these rows lies."""
         weight = self._weight(rows)

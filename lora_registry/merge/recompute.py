@@ -11,14 +11,15 @@ from threadpoolctl import threadpool_limits
 
 from lora_registry.adapter import Adapter, Json, Kind, Target
 from lora_registry.errors import UsageError
-from lora_registry.merge.base import Checkpoint, open_base
+from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.expectation import Expected, expect
 from lora_registry.merge.fit import Change, fit
 from lora_registry.merge.formula import matrix_shape
 from lora_registry.merge.growth import with_room
 from lora_registry.merge.judge import Answer, Judgement, judge
 from lora_registry.merge.matrix import matrix, unrounded_matrix
-from lora_registry.merge.quantized_base import open_view
+from lora_registry.merge.quantized_base import QuantizedCheckpoint, open_view
+from lora_registry.merge.stays_quantized import StaysQuantized
 from lora_registry.merge.unread import require_plain
 from lora_registry.merge.untouched import judge_untouched
 from lora_registry.ops.arrays import Array, to_array
@@ -91,7 +92,12 @@ class Recomputation:
         off = max((judged.off for judged in self.changed), default=0.0)
         if not self.changed:
             return "nothing is to be changed"
-        return f"at most {largest:.4g} units in the last place, on at most {off:.2%} of the elements of a tensor"
+        lost = [judged.fidelity.relative_error for judged in self.changed if judged.fidelity is not None]
+        said = f"at most {largest:.4g} units in the last place, on at most {off:.2%} of the elements of a tensor"
+        if not lost:
+            return said
+        mean = sum(lost) / len(lost)
+        return f"{said}; {max(lost):.2%} of the worst change lost to quantization, {mean:.2%} on average"
 
 
 def _grouped(judged: list[Judgement] | tuple[Judgement, ...]) -> list[str]:
@@ -140,7 +146,7 @@ def recompute(
     """
     if rows < 1:
         raise UsageError("verify needs at least one row")
-    base, merged = open_view(base_path, adapter), open_base(merged_path)
+    base, merged = open_view(base_path, adapter), open_view(merged_path, adapter)
     changes: tuple[Change, ...] = ()
     notes = [] if base.scheme is None else [f"the base is quantized ({base.scheme}); its dequantized values count"]
     if adapter is not None:
@@ -159,24 +165,33 @@ def recompute(
         base, changes = with_room(base, fitted), fitted.changes
         for rule in ("M-004", *(("M-009", "M-010") if base.scheme is not None else ())):
             notes += [finding.message for finding in fitted.findings if finding.rule == rule][:1]
-    expected = expect(changes, base, merged, tied)
-    changed, untouched = [], []
     random = np.random.default_rng(seed)
+    expected = expect(changes, base, merged, tied)
+    problems, changed, untouched = list(expected.problems), list[Judgement](), list[Judgement]()
+    quantized = None
+    if isinstance(merged, QuantizedCheckpoint):
+        quantized = StaysQuantized(base, merged, adapter, random, every=every)
+        notes.append(quantized.note)
+        untouched, more = quantized.others()
+        problems += more
     done = Counted(progress, len(expected.tensors))
     # The blocks are too small for more threads than one; what overflows is no number, and does not hold.
     with threadpool_limits(1, "blas"), np.errstate(all="ignore"):
         for name, each in sorted(expected.tensors.items()):
             if each.targets:
                 count = None if every else rows
-                changed.append(_judge(name, each, base, merged, random, rows=count, once_only=once_only))
+                changed.append(_judge(name, each, base, merged, random, quantized, rows=count, once_only=once_only))
             else:
                 assert each.source is not None  # a tensor that the base lacks is brought by a target
-                untouched.append(judge_untouched(name, each.source, base, merged, random, every=every))
+                if quantized is not None and merged.is_computed(name):
+                    untouched.append(quantized.unchanged(name, each.source))
+                else:
+                    untouched.append(judge_untouched(name, each.source, base, merged, random, every=every))
             done.advance(1)
     return Recomputation(
         changed=tuple(changed),
         untouched=tuple(untouched),
-        problems=tuple(expected.problems),
+        problems=tuple(problems),
         notes=(*notes, *expected.notes),
         every=every,
         seed=seed,
@@ -189,6 +204,7 @@ def _judge(
     base: Checkpoint,
     merged: Checkpoint,
     random: np.random.Generator,
+    quantized: StaysQuantized | None,
     *,
     rows: int | None,
     once_only: bool,
@@ -206,6 +222,8 @@ def _judge(
         )
     flat = matrix_shape(expected.targets[0].kind, shape)
     picked = _rows(flat, expected, random, rows)
+    if quantized is not None and merged.is_computed(name):
+        return quantized.changed(name, expected, picked)
     after = matrix(merged, name, flat)
     if expected.source is None:
         return judge(name, expected.targets, np.zeros(flat, after.dtype), after, picked, once_only=once_only)

@@ -27,7 +27,7 @@ class Recorded:
 
     Attributes:
         tool: name and version of the program.
-        kind: ``safetensors`` or ``onnx``.
+        kind: ``safetensors``, ``gguf`` or ``onnx``.
         adapter: content digest of what was merged.
         options: every option that shaped the output.
         inputs: the files of the base.

@@ -15,8 +15,12 @@ from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.receipt import FileRecord, Receipt, receipt_path
 from lora_registry.merge.recorded import Recorded, read_receipt, require_files
+from lora_registry.merge.requantized_base import open_stored
 from lora_registry.progress import Progress
 from lora_registry.text import listed
+
+_REPLAYED = ("safetensors", "gguf")
+"""Kinds of output."""
 
 
 def replay(
@@ -52,7 +56,8 @@ def replay(
     options = _options(said, receipt_file)
     if said.adapter != str(content_digest(adapter)):
         raise IntegrityError(f"the adapter is not the one of {receipt_file}, whose content digest is {said.adapter}")
-    check_destination(open_view(base, adapter), out, overwrite=False)
+    opened = open_stored(base, adapter) if options.requantize else open_view(base, adapter)
+    check_destination(opened, out, overwrite=False)
     require_files(base, said.inputs, str(receipt_file))
     with storage_errors(out), staging_folder(out) as staging:
         made = staging / out.name
@@ -68,7 +73,7 @@ def replay(
 
 
 def _options(said: Recorded, path: Path) -> MergeOptions:
-    if said.kind != "safetensors":
+    if said.kind not in _REPLAYED:
         raise UnsupportedError(f"{path}: the receipt of a merge into {said.kind}, which cannot be replayed")
     try:
         return MergeOptions.from_json(said.options)
