@@ -53,7 +53,7 @@ class OnnxAdapterConverter:
         Raises:
             UsageError: no model was named.
             InvalidInputError: the file is broken, was made for another model, or does not fit this one.
-            IntegrityError: its parameters are not those that it states (S-006).
+            IntegrityError: its parameters are not those that it states (W-006).
             UnsupportedError: the model has no slots, or is batched.
         """
         from lora_registry.onnx.adapter_file import AdapterFile
@@ -64,12 +64,12 @@ class OnnxAdapterConverter:
         report = Report(self.name)
         if file.model_version not in (0, manifest.model_version):
             raise InvalidInputError(
-                f"{path} is for model version {file.model_version}, {self._model} has {manifest.model_version} (S-005)"
+                f"{path} is for model version {file.model_version}, {self._model} has {manifest.model_version} (W-005)"
             )
         if file.model_version == 0:
             report.dropped("which base it was made for", "the file states no model version")
         elif file.adapter_version != file.checksum:
-            raise IntegrityError(f"{path}: its parameters are not those that it was written with (S-006)")
+            raise IntegrityError(f"{path}: its parameters are not those that it was written with (W-006)")
         adapter = adapter_of(manifest, file.parameters)
         report.derived("scales", "1: whatever they were, B has it")
         report.kept("versions", "as origin.config")

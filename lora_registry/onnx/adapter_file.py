@@ -43,8 +43,8 @@ class AdapterFile:
 
     Attributes:
         parameters: name to tensor; windows of the file where it was read.
-        model_version: of the graph that it is for (S-005); 0 where the writer says nothing.
-        adapter_version: of the parameters themselves (S-006); 0 where the writer says nothing.
+        model_version: of the graph that it is for (W-005); 0 where the writer says nothing.
+        adapter_version: of the parameters themselves (W-006); 0 where the writer says nothing.
     """
 
     parameters: Mapping[str, Tensor]
@@ -53,7 +53,7 @@ class AdapterFile:
 
     @property
     def checksum(self) -> int:
-        """31 bits of the digest of the parameters: what loreg states as ``adapter_version`` (S-006)."""
+        """31 bits of the digest of the parameters: what loreg states as ``adapter_version`` (W-006)."""
         said: dict[str, Json] = {
             name: [tensor.dtype, list[Json](tensor.shape)] for name, tensor in self.parameters.items()
         }

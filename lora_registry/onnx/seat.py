@@ -2,7 +2,7 @@
 
 The branch is added behind whatever a runtime fuses with the operator: a constant that is added (MatMul and Add
 become one Gemm), and the pair that quantizes the output and back (one QLinearMatMul). Put in between, it would
-change the last bits of the base; behind, with nothing active, it does not (S-002).
+change the last bits of the base; behind, with nothing active, it does not (W-002).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from lora_registry.ops.arrays import Array, from_array, round_to, to_array
 from lora_registry.ops.mergeable import refuse_gate
 from lora_registry.ops.prefix import Prefix, uniform_prefix
 
-NO_SLOT, OTHER_SHAPE, OTHER_BASE, RANGE = "S-007", "S-008", "S-009", "S-010"
+NO_SLOT, OTHER_SHAPE, OTHER_BASE, RANGE = "W-007", "W-008", "W-009", "W-010"
 
 
 @dataclass(frozen=True, slots=True)

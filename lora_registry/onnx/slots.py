@@ -43,7 +43,7 @@ class Switchable:
         manifest: the slots.
         files: the model, and its data file if there is one.
         variable: names of operators whose result did not depend on any input. A runtime computed it once, when it
-            opened the base; now it can change, and what follows is perhaps added up in another order (S-002).
+            opened the base; now it can change, and what follows is perhaps added up in another order (W-002).
     """
 
     manifest: SlotManifest

@@ -58,7 +58,7 @@ def arrays_of(manifest: SlotManifest, source: Source) -> dict[str, Any]:
 
     Raises:
         InvalidInputError: it is for another model, or does not fit the slots; carries every finding.
-        IntegrityError: the bytes are not those that the file was written with (S-006, R-035).
+        IntegrityError: the bytes are not those that the file was written with (W-006, R-035).
         UnsupportedError: a target that no slot can hold.
         NotFoundError: nothing is there.
     """
@@ -80,10 +80,10 @@ def _of_file(manifest: SlotManifest, path: Path) -> dict[str, Any]:
     file = AdapterFile.read(path)
     if file.model_version != manifest.model_version:
         raise InvalidInputError(
-            f"{path} is for model version {file.model_version}, the model has {manifest.model_version} (S-005)"
+            f"{path} is for model version {file.model_version}, the model has {manifest.model_version} (W-005)"
         )
     if file.adapter_version != file.checksum:
-        raise IntegrityError(f"{path}: its parameters are not those that it was written with (S-006)")
+        raise IntegrityError(f"{path}: its parameters are not those that it was written with (W-006)")
     if findings := list(check_inputs(manifest, file.parameters)):
         raise InvalidInputError.from_findings(f"{path} and the model do not fit", findings)
     return {name: np.array(to_array(tensor)) for name, tensor in file.parameters.items()}

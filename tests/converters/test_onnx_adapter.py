@@ -112,45 +112,45 @@ def test_there_and_back_makes_the_same_change(model: Path) -> None:
 
 
 def test_versions_are_of_the_model_and_of_the_parameters(model: Path) -> None:
-    """S-005, S-006: both numbers are 31 bits of digests, and neither is 0."""
+    """W-005, W-006: both numbers are 31 bits of digests, and neither is 0."""
     file = AdapterFile.read(written(model))
     assert file.model_version == slots_of(model).model_version != 0
     assert file.adapter_version == file.checksum != 0
 
 
 def test_a_file_for_another_model_is_refused(base: Path, model: Path) -> None:
-    """S-005: the same slots over another base tensor are another model."""
+    """W-005: the same slots over another base tensor are another model."""
     proto = onnx_models.onnx.load(base)
     proto.graph.initializer[0].CopyFrom(onnx_models.numpy_helper.from_array(W + 1, "layer.weight"))
     other = base.with_name("other.onnx")
     onnx_models.onnx.save(proto, other)
     add_slots(other, base.with_name("other_switchable.onnx"), adapters=[ADAPTER])
-    with pytest.raises(InvalidInputError, match=r"is for model version \d+, .* has \d+ \(S-005\)"):
+    with pytest.raises(InvalidInputError, match=r"is for model version \d+, .* has \d+ \(W-005\)"):
         converter.for_model(base.with_name("other_switchable.onnx")).read(written(model))
 
 
 def test_a_changed_parameter_is_found(model: Path) -> None:
-    """S-006: one bit of one factor, and the file is not what it was written as."""
+    """W-006: one bit of one factor, and the file is not what it was written as."""
     path = written(model)
     content = bytearray(path.read_bytes())
     content[-8] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(IntegrityError, match="S-006"):
+    with pytest.raises(IntegrityError, match="W-006"):
         converter.for_model(model).read(path)
 
 
 def test_what_does_not_fit_is_refused_with_every_finding(model: Path) -> None:
-    """S-007 to S-010: no slot, another shape, another base, a value beyond the slot's type: each by name."""
+    """W-007 to W-010: no slot, another shape, another base, a value beyond the slot's type: each by name."""
     stranger = replace(LINEAR, name="elsewhere.weight")
     shape = switchable.low_rank("layer.weight", Kind.LINEAR, ("in", "out"), (4, 6))
     foreign = replace(LINEAR, fingerprint=Digest.of(b"another base"))
     huge = replace(LINEAR, scale=1e39)
     for targets, ids in (
-        ((stranger, CONV), {"S-007"}),
-        ((stranger, replace(CONV, name="far.weight")), {"S-007"}),
-        ((shape,), {"S-008"}),
-        ((foreign,), {"S-009"}),
-        ((huge,), {"S-010"}),
+        ((stranger, CONV), {"W-007"}),
+        ((stranger, replace(CONV, name="far.weight")), {"W-007"}),
+        ((shape,), {"W-008"}),
+        ((foreign,), {"W-009"}),
+        ((huge,), {"W-010"}),
     ):
         with pytest.raises(InvalidInputError) as caught:
             written(model, Adapter(targets=targets))

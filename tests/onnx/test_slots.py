@@ -58,7 +58,7 @@ def difference(base: Path, made: Path, adapter: Adapter, inputs: dict[str, np.nd
 def test_exported_models_are_the_base_and_base_plus_adapter(
     exports: Callable[[str, str], Path], tmp_path: Path, family: str, exporter: str
 ) -> None:
-    """S-002: with nothing active the bits are the base's; with PEFT's adapter the outputs are PEFT's; the checker
+    """W-002: with nothing active the bits are the base's; with PEFT's adapter the outputs are PEFT's; the checker
     passes."""
     base, model = exports(family, exporter), tiny_models.MODELS[family]()
     options = LoraConfig(r=4, lora_alpha=8, target_modules=JOBS[family, exporter], rank_pattern={"dense": 3})
@@ -84,13 +84,21 @@ def test_exported_models_are_the_base_and_base_plus_adapter(
     assert switchable.relative(session.run(None, fed)[0], wanted) > 1e-3
 
 
+def test_inputs_have_values_by_themselves(tmp_path: Path) -> None:
+    """W-001: both inputs of a slot are graph inputs and initializers without ranks, which a run need not give."""
+    base, made = product(tmp_path / "base.onnx"), tmp_path / "made.onnx"
+    add_slots(base, made, adapters=[Adapter(targets=(LINEAR,))])
+    session = switchable.open_cpu(made)
+    assert [value.name for value in session.get_inputs()] == ["x"]
+    found = {value.name: value.shape for value in session.get_overridable_initializers()}
+    rank = "layer.weight/rank"
+    assert found == {"layer.weight/A": [6, rank], "layer.weight/B": [rank, 4], SCALE: []}
+    held = {tensor.name: list(tensor.dims) for tensor in onnx.load(made).graph.initializer}
+    assert (held["layer.weight/A"], held["layer.weight/B"]) == ([6, 0], [0, 4])
+
+
 def test_minus_zero_stays(tmp_path: Path) -> None:
-    """S-002: the bits of −0 are the base's too, which adding zeros would change."""
-    weights = {"mask": np.array([-0.0, 1, 1, 1], np.float32)}
-    nodes = [helper.make_node("MatMul", ["x", "layer.weight"], ["z"], name="op")]
-    nodes.append(helper.make_node("Mul", ["z", "mask"], ["y"]))
-    base = tmp_path / "base.onnx"
-    onnx_models.graph(nodes, {"layer.weight": W, **weights}, inputs={"x": ("rows", 6)}, path=base)
+    """W-002: the bits of −0 are the base's too, which adding zeros would change."""
     minus = tmp_path / "minus.onnx"
     gather = helper.make_node("Gather", ["layer.weight", "ids"], ["y"], name="op")
     table = np.array([[-0.0, 1], [2, -0.0]], np.float32)
@@ -118,7 +126,7 @@ def test_gemm(tmp_path: Path, transposed: int) -> None:
 
 
 def test_scale_input(tmp_path: Path) -> None:
-    """S-003: one number multiplies the change of the whole run; 0 gives the base."""
+    """W-003: one number multiplies the change of the whole run; 0 gives the base."""
     base, made = product(tmp_path / "base.onnx"), tmp_path / "made.onnx"
     add_slots(base, made, adapters=[Adapter(targets=(LINEAR,))])
     arrays = factors_for(slots_of(made), Adapter(targets=(LINEAR,))).arrays
@@ -132,7 +140,7 @@ def test_scale_input(tmp_path: Path) -> None:
 
 
 def test_each_slot_has_its_own_rank(tmp_path: Path) -> None:
-    """S-004: slots of one run have ranks of their own, and one can be left empty."""
+    """W-004: slots of one run have ranks of their own, and one can be left empty."""
     nodes = [
         helper.make_node("MatMul", ["x", "one.weight"], ["a"], name="first"),
         helper.make_node("MatMul", ["a", "two.weight"], ["y"], name="second"),
@@ -321,7 +329,7 @@ def batched_product(path: Path, shape: tuple[int | str, ...] = ("batch", "sequen
 
 @pytest.mark.parametrize("shape", [("batch", "sequence", 6), ("batch", 6), ("batch", "one", "two", 6)])
 def test_every_row_has_its_own_adapter(tmp_path: Path, shape: tuple[int | str, ...]) -> None:
-    """S-011: row i of one run is what row i would be with its adapter alone, and number 0 is the base, bit for bit."""
+    """W-011: row i of one run is what row i would be with its adapter alone, and number 0 is the base, bit for bit."""
     base, made = batched_product(tmp_path / "base.onnx", shape), tmp_path / "made.onnx"
     two = switchable.low_rank("layer.weight", Kind.LINEAR, ("in", "out"), (6, 4), rank=5, seed=1)
     adapters = [Adapter(targets=(LINEAR,)), Adapter(targets=(two,))]
@@ -342,7 +350,7 @@ def test_every_row_has_its_own_adapter(tmp_path: Path, shape: tuple[int | str, .
 
 
 def test_batched_embeddings(tmp_path: Path) -> None:
-    """S-011: each row reads the table as its own adapter changes it."""
+    """W-011: each row reads the table as its own adapter changes it."""
     node = helper.make_node("Gather", ["table.weight", "ids"], ["y"], name="op")
     table = RANDOM.standard_normal((9, 5)).astype(np.float32)
     proto = onnx_models.graph([node], {"table.weight": table}, inputs={"ids": ("batch", "sequence")})
@@ -363,7 +371,7 @@ def test_batched_embeddings(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_nothing_proves_is_refused(tmp_path: Path) -> None:
-    """S-012: an operator whose first axis is not the batch, or a model whose batch is fixed, gets no batched slot."""
+    """W-012: an operator whose first axis is not the batch, or a model whose batch is fixed, gets no batched slot."""
     nodes = [
         helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
         helper.make_node("MatMul", ["t", "layer.weight"], ["y"], name="op"),

@@ -7,6 +7,7 @@ import click
 from lora_registry.cli.onnx.map import map_
 from lora_registry.cli.onnx.patch import apply, patch_, revert
 from lora_registry.cli.onnx.slots import slots
+from lora_registry.cli.onnx.stack import stack
 
 
 @click.group("onnx")
@@ -14,5 +15,5 @@ def onnx() -> None:
     """See into ONNX models, and make them ready for adapters."""
 
 
-for _command in (map_, slots, patch_, apply, revert):
+for _command in (map_, slots, stack, patch_, apply, revert):
     onnx.add_command(_command)
