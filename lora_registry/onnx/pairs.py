@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
@@ -16,16 +17,33 @@ import onnx_ir as ir
 from lora_registry.adapter import Kind
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, UnsupportedError
+from lora_registry.onnx.builder import RULE
 from lora_registry.onnx.external import byte_range
 from lora_registry.onnx.hit import Hit
 from lora_registry.onnx.model import OnnxModel, dtype_of, shape_of
 from lora_registry.onnx.names import Names
 from lora_registry.onnx.sites import Read, Site
 from lora_registry.onnx.values import oriented, swap
+from lora_registry.onnx.window import Window, windowed
 from lora_registry.ops.arrays import Array
 from lora_registry.text import listed
 
 _CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What holds a tensor: an initializer, whether transposed, and which part of it."""
+
+    value: ir.Value
+    transposed: bool
+    window: Window | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        whole = shape_of(self.value)
+        part = whole if self.window is None else self.window.shape(whole)
+        return swap(part) if self.transposed else part
 
 
 class OnnxCheckpoint:
@@ -48,11 +66,11 @@ class OnnxCheckpoint:
         self._tensors = dict(sorted(_named(names).items()))
         self.readings: dict[str, tuple[Kind, tuple[str, ...]]] = {}
         self.quantized: set[str] = set()
-        for name, (value, transposed) in self._tensors.items():
-            sites = names.sites[str(value.name)]
+        for name, part in self._tensors.items():
+            sites = names.sites[str(part.value.name)]
             if any(site.read is Read.QUANTIZED for site in sites):
                 self.quantized.add(name)
-            if (reading := _reading(sites, transposed)) is not None:
+            if (reading := _reading(sites, part.transposed)) is not None:
                 self.readings[name] = reading
 
     def names(self) -> tuple[str, ...]:
@@ -61,21 +79,20 @@ class OnnxCheckpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Axis lengths in the checkpoint's orientation."""
-        value, transposed = self._tensors[name]
-        return swap(shape_of(value)) if transposed else shape_of(value)
+        return self._tensors[name].shape
 
     def dtype(self, name: str) -> str:
         """Name, as safetensors has it, of the element type; ONNX's where safetensors has none."""
-        return dtype_of(self._tensors[name][0])
+        return dtype_of(self._tensors[name].value)
 
     def array(self, name: str) -> Array:
         """The elements in the checkpoint's orientation; a view of the mapped file where there is one."""
-        value, transposed = self._tensors[name]
-        return oriented(self.model.elements(value), transposed)
+        part = self._tensors[name]
+        return oriented(windowed(self.model.elements(part.value), part.window), part.transposed)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The bytes of the initializer, of whatever type."""
-        tensor = self._tensors[name][0].const_value
+        tensor = self._tensors[name].value.const_value
         if isinstance(tensor, ir.ExternalTensor):
             begin, end = byte_range(tensor)
             with self.model.data.path(tensor).open("rb") as stream:
@@ -132,36 +149,49 @@ def _told(operator: str | None) -> str:
     return "missing" if operator is None else operator.removeprefix(":")
 
 
-def _named(names: Names) -> dict[str, tuple[ir.Value, bool]]:
-    """Name of each tensor to its initializer and whether that holds it transposed.
+def _named(names: Names) -> dict[str, _Part]:
+    """Name of each tensor to the initializer, or the part of one, that holds it.
 
     Loreg's own note counts first, then what an exporter wrote about an initializer without a telling name, then the
     name that the initializer has. A name that would stand for two initializers stands for none.
     """
-    found: dict[str, tuple[ir.Value, bool]] = {
-        name: (hit.value, bool(hit.transposed))
+    found: dict[str, _Part] = {
+        name: _Part(hits[0].value, bool(hits[0].transposed))
         for name, hits in names.manifest.items()
-        for hit in hits[:1]
-        if len(hits) == 1 and hit.window is None
+        if len(hits) == 1 and hits[0].window is None
     }
-    noted = {str(value.name) for value, _ in found.values()}
+    noted = {str(part.value.name) for part in found.values()}
     claims: dict[str, list[tuple[str, Hit]]] = defaultdict(list)
     holders: Counter[str] = Counter()
     for tensor, hits in names.exporter.items():
-        telling = {str(hit.value.name) for hit in hits if not hit.only_extends and hit.window is None}
-        holders[tensor] = len(telling)
-        for hit in hits:
-            if hit.rule != "initializer" and str(hit.value.name) in telling and not hit.only_extends:
+        telling = [hit for hit in hits if not hit.only_extends]
+        holders[tensor] = len({str(hit.value.name) for hit in telling})
+        for hit in telling:
+            if hit.rule != "initializer":
                 claims[str(hit.value.name)].append((tensor, hit))
     for name, value in names.model.initializers.items():
         if name in noted:
             continue
-        told = {tensor: hit for tensor, hit in claims[name] if holders[tensor] == 1 and tensor not in found}
-        if not told or name in dict(claims[name]):
-            found.setdefault(name, (value, False))
-        for tensor, hit in told.items() if name not in told else ():
-            found[tensor] = (value, _is_turned(names.sites[name]) if hit.transposed is None else hit.transposed)
+        told = dict(_chosen(claims[name], shape_of(value)))
+        told = {tensor: hit for tensor, hit in told.items() if holders[tensor] == 1 and tensor not in found}
+        if not told or name in told:
+            found.setdefault(name, _Part(value, transposed=False))
+            continue
+        for tensor, hit in told.items():
+            transposed = _is_turned(names.sites[name]) if hit.transposed is None else hit.transposed
+            found[tensor] = _Part(value, transposed, hit.window)
     return found
+
+
+def _chosen(claims: list[tuple[str, Hit]], shape: tuple[int, ...]) -> list[tuple[str, Hit]]:
+    """The names that count among those of one initializer: a builder's own before scopes, parts before the whole."""
+    claims = [claim for claim in claims if claim[1].rule == RULE] or claims
+    parts = [(tensor, hit) for tensor, hit in claims if hit.window is not None]
+    windows = [hit.window for _, hit in parts if hit.window is not None]
+    indices = [index for window in windows for index in window.indices().tolist()]
+    if windows and sorted(indices) == list(range(shape[windows[0].axis])):
+        return parts
+    return [(tensor, hit) for tensor, hit in claims if hit.window is None]
 
 
 def _is_turned(sites: tuple[Site, ...]) -> bool:

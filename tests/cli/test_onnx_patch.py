@@ -68,7 +68,7 @@ def test_a_figure_for_programs_and_a_note_for_people(case: tuple[Path, Path, Pat
     write_adapter(other, tmp_path / "other.loreg.safetensors")
     options = ["--adapter", tmp_path / "other.loreg.safetensors"]
     assert (
-        "a.weight: not what the adapter says"
+        "a.weight: no product of its factors gives what was merged"
         in loreg("onnx", "patch", base, merged, "-o", tmp_path / "y", *options).stderr
     )
 

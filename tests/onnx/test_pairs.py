@@ -14,6 +14,7 @@ import onnx
 import pytest
 import tiny_models
 from click.testing import CliRunner
+from genai_model import MODEL, torch_model
 from onnx import helper, numpy_helper
 from onnx_models import adapter_of, graph, linear_adapter
 from peft import LoraConfig, get_peft_model
@@ -76,6 +77,16 @@ def test_what_was_merged_comes_out_again(name: str, how: str, exports: Exports, 
         np.testing.assert_allclose(
             other.array(each), wanted, rtol=0, atol=1e-6 * max(1.0, np.abs(wanted).max(initial=0))
         )
+
+
+def test_tensors_that_a_builder_packed_come_out_apart(tmp_path: Path) -> None:
+    """Queries, keys and values of onnxruntime-genai's builder lie in one initializer, and are targets of their own."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False)
+    adapter = adapter_of(get_peft_model(torch_model(), config))
+    merge_onnx(adapter, MODEL, tmp_path / "merged.onnx")
+    found = extracted(MODEL, tmp_path / "merged.onnx").adapter
+    assert {target.name: target.rank for target in found} == {target.name: 2 for target in adapter}
+    assert agree(certify(adapter), certify(found), 1e-4) == []
 
 
 def two_layers(path: Path, dtype: Any = np.float32, **changed: np.ndarray) -> Path:

@@ -75,7 +75,8 @@ def patch_(
     click.echo(f"wrote {click.style(printable(str(output)), bold=True)}")
     print_fields(_fields(made))
     if made.unexplained:
-        print_notes([f"{listed(made.unexplained)}: not what the adapter says; stored as differences, which are large"])
+        why = "no product of its factors gives what was merged; stored as differences, which are large"
+        print_notes([f"{listed(made.unexplained)}: {why}"])
 
 
 def _fields(made: PatchSize) -> list[tuple[str, str]]:
