@@ -185,12 +185,17 @@ def _graph_bytes(model: OnnxModel) -> int:
 # -- the graph ----------------------------------------------------------------------------------------------
 
 
+def keeps_graph(edits: Edits, layout: Layout, data: DataPlan) -> bool:
+    """Whether the graph of the output is that of the base: only elements of external data change, where they lie."""
+    in_place = all(isinstance(edit.before, ir.ExternalTensor) and edit.value not in data.appended for edit in edits.all)
+    return layout.same_names and in_place and not edits.structural
+
+
 def _write_graph(
     model: OnnxModel, edits: Edits, layout: Layout, data: DataPlan, annotations: Mapping[str, str], folder: Path
 ) -> None:
     path = folder / layout.out.name
-    in_place = all(isinstance(edit.before, ir.ExternalTensor) and edit.value not in data.appended for edit in edits.all)
-    if layout.same_names and in_place and not edits.structural:
+    if keeps_graph(edits, layout, data):
         proto = onnx.load(model.path, load_external_data=False)
         if not checksums(proto):
             shutil.copyfile(model.path, path)

@@ -6,20 +6,21 @@ The graph is resolved as a whole before anything is computed, and written only i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_registry import __version__
 from lora_registry.adapter import Adapter, Json, Target
 from lora_registry.digest import Digest
-from lora_registry.errors import UsageError
+from lora_registry.errors import UnsupportedError, UsageError
 from lora_registry.format.canonical import encode
 from lora_registry.format.identity import content_digest, root_digest
 from lora_registry.merge.base import open_base
 from lora_registry.merge.fit import Fit, Verdict, fit
-from lora_registry.merge.onnx_data import Packs
+from lora_registry.merge.onnx_data import Packs, plan_data
 from lora_registry.merge.onnx_edits import Edits
-from lora_registry.merge.onnx_files import Saved, write_files
+from lora_registry.merge.onnx_files import Layout, Saved, keeps_graph, write_files
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.receipt import Receipt, receipt_path
 from lora_registry.merge.retention import check_share, require_retention
@@ -90,54 +91,142 @@ def merge_onnx(
         NotAllowedError, NotFoundError, MachineError: see
             :func:`~lora_registry.merge.onnx_files.write_files`.
     """
-    check_share(min_retention)
-    options = MergeOptions(tied=tied, require_exact=require_exact, hashed=hashed)
-    workers = Packs().workers if workers is None else workers
-    if workers < 1:
-        raise UsageError(f"{workers} workers cannot merge anything")
+    merge = prepare_onnx(
+        adapter, model_path, out, MergeOptions(tied=tied, require_exact=require_exact, hashed=hashed), base=base
+    )
+    return merge.write(
+        min_retention=min_retention, workers=workers, durable=durable, overwrite=overwrite, progress=progress
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxMerge:
+    """A merge into an ONNX model that was checked as a whole, and writes nothing until it is told to.
+
+    Attributes:
+        adapter: content digest of what is merged.
+        model: the base.
+        out: the ``.onnx`` to write.
+        options: what shapes the output.
+        verdict: how the adapter fits.
+        resolutions: where its targets are.
+        edits: what changes, already made in the graph.
+        annotations: entries for the metadata of the output.
+        notes: decisions that the options do not tell by themselves.
+    """
+
+    adapter: Digest
+    model: OnnxModel
+    out: Path
+    options: MergeOptions
+    verdict: Verdict
+    resolutions: tuple[Resolution, ...]
+    edits: Edits
+    annotations: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def write(
+        self,
+        *,
+        min_retention: float | None = None,
+        workers: int | None = None,
+        durable: bool = True,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Receipt:
+        """Write the output; see :func:`merge_onnx`."""
+        check_share(min_retention)
+        workers = Packs().workers if workers is None else workers
+        if workers < 1:
+            raise UsageError(f"{workers} workers cannot merge anything")
+        receipts: list[Receipt] = []
+
+        def receipt_of(saved: Saved) -> bytes:
+            require_retention(self.edits.records(), min_retention)
+            receipts.append(self._receipt(saved))
+            return receipts[0].encode()
+
+        write_files(
+            self.model,
+            self.edits,
+            self.out,
+            self.annotations,
+            (receipt_path(self.out), receipt_of),
+            workers=workers,
+            hashed=self.options.hashed,
+            durable=durable,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        return receipts[0]
+
+    def _receipt(self, saved: Saved) -> Receipt:
+        return Receipt(
+            kind="onnx",
+            adapter=self.adapter,
+            verdict=self.verdict.value,
+            inputs=saved.inputs,
+            outputs=saved.outputs,
+            options=self.options.to_json(),
+            tensors=self.edits.records(),
+            notes=self.notes,
+        )
+
+    def to_json(self) -> dict[str, Json]:
+        """What :meth:`write` would do, as a JSON object; nothing is computed for it."""
+        layout = Layout.of(self.model, self.out)
+        data = plan_data(self.model, self.edits.all, lambda path: layout.data[path])
+        files: list[Json] = [{"name": file.name, "size": file.size} for file in data.plan.files]
+        return {
+            "verdict": self.verdict.value,
+            "options": self.options.to_json(),
+            "graph": "kept" if keeps_graph(self.edits, layout, data) else "written anew",
+            "files": files,
+            "bytes": {"merge": sum(edit.nbytes for edit in self.edits.all)},
+            "targets": {resolution.target.name: resolution.evidence() for resolution in self.resolutions},
+            "notes": list(self.notes),
+        }
+
+
+def prepare_onnx(
+    adapter: Adapter,
+    model_path: str | Path,
+    out: str | Path,
+    options: MergeOptions = MergeOptions(),  # noqa: B008 - frozen
+    *,
+    base: str | Path | None = None,
+) -> OnnxMerge:
+    """Check a merge as a whole, without writing anything; see :func:`merge_onnx`.
+
+    Raises:
+        UnsupportedError: an option is not for ONNX models.
+    """
     check_mergeable(adapter)
-    model, out = OnnxModel.open(model_path), Path(out)
+    known = MergeOptions(tied=options.tied, require_exact=options.require_exact, hashed=options.hashed)
+    if options.to_json() != known.to_json():
+        raise UnsupportedError(
+            "an ONNX model takes none of the options dtype, allow_new, allow_growth, requantize, device"
+        )
+    model = OnnxModel.open(model_path)
     checkpoint = open_base(base) if base is not None else None
-    resolutions = resolve(model, adapter, base=checkpoint, tied=tied)
+    resolutions = resolve(model, adapter, base=checkpoint, tied=options.tied)
     view = ResolvedBase(model, resolutions)
     confirmed = checkpoint is not None and all(VALUE_MATCH in resolution.rules for resolution in resolutions)
     fitted = fit(adapter, checkpoint if checkpoint is not None and confirmed else view)
-    fitted.require(f"adapter and {model.path}", exact=require_exact)
-
+    fitted.require(f"adapter and {model.path}", exact=options.require_exact)
     identity = content_digest(adapter)
     annotations = _metadata(model, identity, view, adapter, fitted.verdict)
-    notes = _notes(resolutions, fitted, options.tied)
-    edits = Edits(model, resolutions)
-    receipts: list[Receipt] = []
-
-    def receipt_of(saved: Saved) -> bytes:
-        require_retention(edits.records(), min_retention)
-        receipt = Receipt(
-            kind="onnx",
-            adapter=identity,
-            verdict=fitted.verdict.value,
-            inputs=saved.inputs,
-            outputs=saved.outputs,
-            options=options.to_json(),
-            tensors=edits.records(),
-            notes=notes,
-        )
-        receipts.append(receipt)
-        return receipt.encode()
-
-    write_files(
-        model,
-        edits,
-        out,
-        annotations,
-        (receipt_path(out), receipt_of),
-        workers=workers,
-        hashed=options.hashed,
-        durable=durable,
-        overwrite=overwrite,
-        progress=progress,
+    return OnnxMerge(
+        adapter=identity,
+        model=model,
+        out=Path(out),
+        options=options,
+        verdict=fitted.verdict,
+        resolutions=resolutions,
+        edits=Edits(model, resolutions),
+        annotations=annotations,
+        notes=_notes(resolutions, fitted, options.tied),
     )
-    return receipts[0]
 
 
 def _metadata(
