@@ -16,7 +16,7 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import UnsupportedError
 from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.fit import Fit
-from lora_registry.merge.ties import embedding_pair, is_shared
+from lora_registry.merge.ties import embedding_pair
 from lora_registry.ops.arrays import Array, numpy_dtype
 from lora_registry.ops.tied import TiedPolicy
 from lora_registry.quantized.weight import Scheme
@@ -154,8 +154,6 @@ def check_growth(base: Checkpoint, fitted: Fit, tied: TiedPolicy) -> None:
             f"the vocabulary grows from {rows} rows to {length}, and {listed(short)} would keep its {rows}"
             + ("; choose to change every use (tied: both)" if any(name in base.ties for name in short) else "")
         )
-    if any(is_shared(base.ties.get(name, name)) for name in grown) and tied != "both":
-        raise UnsupportedError("encoder, decoder and head share the table that grows; choose tied: both")
     if base.config and resized(base.config, rows, length) == base.config:
         raise UnsupportedError(
             f"no {_SIZE} of {rows} in config.json, so that nothing would say that there are {length}"

@@ -16,7 +16,7 @@ from loreg_converters.peft import converter
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft_adapters import peft_warnings_off
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.cli import main
@@ -179,6 +179,35 @@ def test_a_tokens_target_says_its_length_and_needs_no_leave(tiny_dir: Folders, t
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "out" / "model.safetensors"
     ).read_bytes()
+
+
+def test_a_tied_table_that_is_stored_twice_grows_twice(tiny_dir: Folders, tmp_path: Path) -> None:
+    """Both names hold the same rows before and after."""
+    base = tmp_path / "base"
+    base.mkdir()
+    tensors = load_file(tiny_dir("llama-tied") / "model.safetensors")
+    save_file({**tensors, HEAD: tensors[EMBED]}, base / "model.safetensors", metadata={"format": "pt"})
+    (base / "config.json").write_bytes((tiny_dir("llama-tied") / "config.json").read_bytes())
+    adapter = Adapter(targets=(tokens((99, 100), 101),))
+    merge_checkpoint(adapter, base, tmp_path / "out")
+    actual = load_file(tmp_path / "out" / "model.safetensors")
+    assert actual[EMBED].shape == (101, WIDTH)
+    assert np.array_equal(actual[EMBED], actual[HEAD])
+    assert recompute(tmp_path / "out", base, adapter, every=True).answer.value == "holds"
+
+
+def test_the_shared_table_of_an_encoder_decoder_grows(tmp_path: Path) -> None:
+    """Rows of tokens are for every use of it; transformers loads the model with the new rows."""
+    config = T5Config(
+        vocab_size=ROWS, d_model=WIDTH, d_kv=8, d_ff=20, num_layers=1, num_heads=2, tie_word_embeddings=True
+    )
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    target = tokens((99, 100), 101, name="shared.weight")
+    merge_checkpoint(Adapter(targets=(target,)), tmp_path / "base", tmp_path / "out")
+    loaded = T5ForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert loaded.config.vocab_size == 101
+    for part in (loaded.shared, loaded.encoder.embed_tokens, loaded.decoder.embed_tokens, loaded.lm_head):
+        assert np.array_equal(part.weight[ROWS:].detach().numpy(), rows_of(target))
 
 
 def test_verify_finds_what_is_wrong_with_new_rows(tiny_dir: Folders, tmp_path: Path) -> None:
