@@ -216,17 +216,17 @@ def _write(record: FileRecord, chunks: Iterator[memoryview], writer: IO[bytes], 
 
 
 def _publish(finished: Mapping[Path, Path], out: Path) -> None:
-    """Give the files their names, the model last; take them back if one of the names was taken meanwhile."""
+    """Give the files their names, the model last; take them back if one was taken meanwhile, or on an interrupt."""
     named: list[Path] = []
     try:
         for path, unfinished in sorted(finished.items(), key=lambda item: item[0] == out):
             path.parent.mkdir(parents=True, exist_ok=True)
             claim(unfinished, path)
             named.append(path)
-    except (OSError, ConflictError):
-        for path in named:
-            with suppress(OSError):
-                path.unlink()
-        raise
+    finally:
+        if len(named) < len(finished):
+            for path in named:
+                with suppress(OSError):
+                    path.unlink()
     for folder in {path.parent for path in named}:
         sync_folder(folder)
