@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -82,6 +82,20 @@ def print_preview(preview: Preview, output: Path) -> None:
     )
     _print_notes(preview.notes)
     _print_warnings(preview.cautions)
+
+
+def print_onnx_preview(preview: Mapping[str, Any], output: Path) -> None:
+    """What a merge into an ONNX model would do."""
+    click.echo(f"would merge into {click.style(printable(str(output)), bold=True)}; nothing was written")
+    print_fields(
+        [
+            ("base", _VERDICTS[preview["verdict"]]),
+            ("merged", f"{plural(len(preview['targets']), 'target')}, {size(preview['bytes']['merge'])}"),
+            ("graph", preview["graph"]),
+            ("data files", ", ".join(f"{file['name']} ({size(file['size'])})" for file in preview["files"][:4])),
+        ]
+    )
+    _print_notes(preview["notes"])
 
 
 def _file_row(file: FilePreview) -> list[str]:

@@ -10,14 +10,14 @@ from click.core import ParameterSource
 
 from lora_registry.cli._adapters import ADAPTER, open_any
 from lora_registry.cli._command import command, json_option, registry_option
-from lora_registry.cli._merge_report import print_preview, print_receipt
+from lora_registry.cli._merge_report import print_onnx_preview, print_preview, print_receipt
 from lora_registry.cli._output import print_json
 from lora_registry.cli._progress import progress
 from lora_registry.errors import NotAllowedError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from lora_registry.adapter import Adapter
-    from lora_registry.merge.options import Device
+    from lora_registry.merge.options import Device, MergeOptions
     from lora_registry.merge.receipt import Receipt
     from lora_registry.ops.tied import TiedPolicy
 
@@ -140,7 +140,7 @@ def merge(
     if keep_undo is not None:
         _check_undo(keep_undo, base, dry_run=dry_run)
     if receipt_file is not None:
-        _replay(receipt_file, opened.adapter, base, output, workers, keep_undo, as_json=as_json)
+        _replay(receipt_file, opened.adapter, base, output, checkpoint, workers, keep_undo, as_json=as_json)
         return
     options = MergeOptions(
         dtype=dtypes,
@@ -152,46 +152,34 @@ def merge(
         requantize=requantize,
         device=device,
     )
-    if dry_run and not into_onnx:
+    if into_onnx:
+        _refuse(
+            dtype=dtypes,
+            allow_new=allow_new,
+            allow_growth=allow_growth,
+            resume=resume,
+            requantize=requantize,
+            device=device != "cpu",
+        )
+        if output.suffix != ".onnx":
+            raise UsageError(f"{output}: the base is an ONNX model, so the output must be called *.onnx")
+    else:
         _refuse(checkpoint=checkpoint)
-        from lora_registry.merge.checkpoint import prepare
-        from lora_registry.merge.preview import preview
-
-        told = preview(prepare(opened.adapter, base, output, options, overwrite=overwrite))
-        print_json(told.to_json()) if as_json else print_preview(told, output)
+    if dry_run:
+        _preview(opened.adapter, base, output, options, checkpoint, overwrite=overwrite, as_json=as_json)
         return
-    unit = "tensors" if into_onnx else "bytes"
-    with progress(f"merging into {output.name}", unit=unit, quiet=as_json) as advance:
+    with progress(f"merging into {output.name}", unit="bytes", quiet=as_json) as advance:
         if into_onnx:
-            _refuse(
-                dtype=dtypes,
-                allow_new=allow_new,
-                allow_growth=allow_growth,
-                workers=workers,
-                no_hash=no_hash,
-                no_sync=no_sync,
-                resume=resume,
-                dry_run=dry_run,
-                requantize=requantize,
-                device=device != "cpu",
-            )
-            if output.suffix != ".onnx":
-                raise UsageError(f"{output}: the base is an ONNX model, so the output must be called *.onnx")
-            from lora_registry.merge.onnx_model import merge_onnx
+            from lora_registry.merge.onnx_model import prepare_onnx
 
-            receipt = merge_onnx(
-                opened.adapter,
-                base,
-                output,
-                base=checkpoint,
-                tied=tied,
-                require_exact=require_exact,
+            receipt = prepare_onnx(opened.adapter, base, output, options, base=checkpoint).write(
                 min_retention=min_retention,
+                workers=workers,
+                durable=not no_sync,
                 overwrite=overwrite,
                 progress=advance,
             )
         else:
-            _refuse(checkpoint=checkpoint)
             from lora_registry.merge.checkpoint import merge_checkpoint
 
             receipt = merge_checkpoint(
@@ -207,6 +195,30 @@ def merge(
                 progress=advance,
             )
     _tell(receipt, base, output, keep_undo, as_json=as_json)
+
+
+def _preview(
+    adapter: Adapter,
+    base: Path,
+    output: Path,
+    options: MergeOptions,
+    checkpoint: Path | None,
+    *,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Say what a merge would do."""
+    if base.suffix == ".onnx":
+        from lora_registry.merge.onnx_model import prepare_onnx
+
+        into = prepare_onnx(adapter, base, output, options, base=checkpoint).to_json()
+        print_json(into) if as_json else print_onnx_preview(into, output)
+        return
+    from lora_registry.merge.checkpoint import prepare
+    from lora_registry.merge.preview import preview
+
+    told = preview(prepare(adapter, base, output, options, overwrite=overwrite))
+    print_json(told.to_json()) if as_json else print_preview(told, output)
 
 
 def _tell(receipt: Receipt, base: Path, output: Path, keep_undo: Path | None, *, as_json: bool) -> None:
@@ -234,7 +246,6 @@ def _check_undo(patch: Path, base: Path, *, dry_run: bool) -> None:
 
 
 _OF_RECEIPT = (
-    "checkpoint",
     "dtypes",
     "min_retention",
     "tied",
@@ -253,6 +264,7 @@ def _replay(
     adapter: Adapter,
     base: Path,
     output: Path,
+    checkpoint: Path | None,
     workers: int | None,
     keep_undo: Path | None,
     *,
@@ -265,10 +277,18 @@ def _replay(
         if given and parameter.name in _OF_RECEIPT + _NOT_REPLAYED:
             why = "the receipt says it" if parameter.name in _OF_RECEIPT else "it means nothing there"
             raise UsageError(f"{parameter.opts[0]} cannot be given with --replay: {why}")
-    from lora_registry.merge.replay import replay
-
     with progress(f"merging into {output.name}", quiet=as_json) as advance:
-        receipt = replay(receipt_file, adapter, base, output, workers=workers, progress=advance)
+        if base.suffix == ".onnx":
+            from lora_registry.merge.onnx_replay import replay_onnx
+
+            receipt = replay_onnx(
+                receipt_file, adapter, base, output, base=checkpoint, workers=workers, progress=advance
+            )
+        else:
+            from lora_registry.merge.replay import replay
+
+            _refuse(checkpoint=checkpoint)
+            receipt = replay(receipt_file, adapter, base, output, workers=workers, progress=advance)
     _tell(receipt, base, output, keep_undo, as_json=as_json)
 
 
