@@ -171,6 +171,7 @@ class _Fitting:
                 self._single(target, place, growing=allow_growth or declares_growth(adapter))
             else:
                 self._stacked(target, place)
+        findings += self._told()
         findings += _collisions(self._changes)
         self._prove(len(matches), scheme)
         return Fit(
@@ -198,7 +199,8 @@ class _Fitting:
         self._changes.append(Change(change, place, target.name))
         self._findings += [problem] if problem else []
         # A value that is longer than the base's tensor was not made from it, so that no fingerprint can be its.
-        if problem is None and target.fingerprint is not None and target.shape == self._base.shape(stored):
+        own = length is None or target.length is not None
+        if problem is None and target.fingerprint is not None and own:
             self._weights(target, [stored], lambda: target_fingerprint(target, self._base.array(stored)))
 
     def _stacked(self, target: Target, name: str) -> None:
@@ -215,9 +217,6 @@ class _Fitting:
             message += f"{shape}, as {' '.join(target.layout)}" if target.layout else f"{shape}, and is {target.kind}"
             self._findings.append(Finding("M-002", target.name, message))
             return
-        first, last = tensors[0][0], tensors[-1][-1]
-        message = f"the base stores {plural(len(list(stack.names)), 'tensor')} in its place, {first} to {last}"
-        self._findings.append(Finding("M-011", target.name, message, Severity.NOTE))
         for part in spread(target, stack):
             self._changes.append(Change(part, part.name, target.name))
             problem = compare(part, part.name, self._base, None)
@@ -235,6 +234,14 @@ class _Fitting:
         elif actual() != target.fingerprint:
             message = "the base has other weights than the adapter was made for"
             self._findings.append(Finding("M-004", target.name, message, Severity.WARNING))
+
+    def _told(self) -> Iterator[Finding]:
+        """In one sentence, what is stored in the place of stacks."""
+        names = [name for stack in self._stacks.values() for name in stack.names]
+        if names:
+            stacks = plural(len(self._stacks), "stack")
+            message = f"the base stores {stacks} of experts as {plural(len(names), 'tensor')}, such as {names[0]}"
+            yield Finding("M-011", "", message, Severity.NOTE)
 
     def _prove(self, matched: int, scheme: Scheme | None) -> None:
         """What no fingerprint proves."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, cycle, pairwise
+from math import prod
 
 import numpy as np
 
-from lora_registry.adapter import Kind, Target
+from lora_registry.adapter import Kind, Target, Tensor
 from lora_registry.digest import Digest
 from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import from_array, to_array
@@ -72,29 +73,35 @@ def spread(target: Target, stack: Stack) -> Iterator[Target]:
             sparse target changes nothing has none.
         stack: what the base has in the place of its tensor.
     """
+    if target.kind is Kind.SPARSE:
+        yield from _spread_positions(target, stack)
+        return
     runs = list(pairwise(accumulate(stack.heights, initial=0)))
+    arrays = {role: to_array(tensor) for role, tensor in target.tensors.items()}
     for expert, names in enumerate(stack.tensors):
         for name, (begin, end) in zip(names, runs, strict=True):
-            shape = (end - begin, stack.shape[2])
-            part = replace(target, name=name, shape=shape, digests={}, fingerprint=None, segments=None)
-            if target.kind is Kind.SPARSE:
-                start = (expert * stack.shape[1] + begin) * shape[1]
-                yield from _positions(target, part, start, start + shape[0] * shape[1])
-                continue
             tensors = {
                 role: from_array(array[expert] if role == "A" else array[expert, begin:end])
-                for role, array in ((role, to_array(tensor)) for role, tensor in target.tensors.items())
+                for role, array in arrays.items()
             }
-            if target.kind is Kind.EXPERTS:
-                part = replace(part, kind=Kind.LINEAR, layout=("out", "in"))
-            yield replace(part, tensors=tensors)
+            part = _part(target, name, (end - begin, stack.shape[2]), tensors)
+            yield replace(part, kind=Kind.LINEAR, layout=("out", "in")) if target.kind is Kind.EXPERTS else part
 
 
-def _positions(target: Target, part: Target, start: int, stop: int) -> Iterator[Target]:
+def _part(target: Target, name: str, shape: tuple[int, int], tensors: dict[str, Tensor]) -> Target:
+    return replace(target, name=name, shape=shape, tensors=tensors, digests={}, fingerprint=None, segments=None)
+
+
+def _spread_positions(target: Target, stack: Stack) -> Iterator[Target]:
     index, delta = positions(target), to_array(target.tensors["delta"])
-    own = slice(*np.searchsorted(index, (start, stop)))
-    if len(index[own]):
-        yield replace(part, tensors={"index": from_array(index[own] - start), "delta": from_array(delta[own])})
+    begin = 0
+    for name, height in zip(stack.names, cycle(stack.heights)):  # the heights begin again with every expert
+        shape = (height, stack.shape[2])
+        own = slice(*np.searchsorted(index, (begin, begin + prod(shape))))
+        if len(index[own]):
+            tensors = {"index": from_array(index[own] - begin), "delta": from_array(delta[own])}
+            yield _part(target, name, shape, tensors)
+        begin += prod(shape)
 
 
 def stack_fingerprint(stack: Stack, base: BaseModel) -> Digest:

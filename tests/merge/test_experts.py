@@ -160,7 +160,8 @@ def test_a_merge_into_experts_is_verified_undone_and_done_again(tmp_path: Path) 
     config = lora_on("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
     adapter, _ = base_and_adapter("qwen3_moe", tmp_path, config)
     base, out = tmp_path / "base", tmp_path / "out"
-    merge_checkpoint(adapter, base, out)
+    receipt = merge_checkpoint(adapter, base, out)
+    assert any("stores 4 stacks of experts as 18 tensors, such as" in note for note in receipt.notes)
     found = recompute(out, base, adapter, every=True)
     assert found.answer.value == "holds", found.lines()
     assert len(found.changed) == 2 * 3 * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,13 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.cli import main
+from lora_registry.digest import Digest
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.format.reader import read_adapter
 from lora_registry.format.writer import write_adapter
+from lora_registry.merge.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint, prepare
+from lora_registry.merge.fit import Verdict, fit
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.preview import preview
 from lora_registry.merge.recompute import recompute
@@ -31,6 +35,7 @@ from lora_registry.merge.replay import replay
 from lora_registry.merge.undo_patch import write_undo
 from lora_registry.merge.unmerge import unmerge
 from lora_registry.ops.arrays import Array, from_array, round_to
+from lora_registry.ops.fingerprint import fingerprint
 
 Folders = Callable[[str], Path]
 
@@ -389,3 +394,14 @@ def test_bases_of_other_forms_grow_too(kind: str, tmp_path: Path) -> None:
     assert "quantization_config" not in written
     found = recompute(tmp_path / "out", base, adapter, every=True)
     assert found.answer.value == "holds", found.lines()
+
+
+def test_the_fingerprint_of_a_table_that_grows_is_the_one_of_the_base(tiny_dir: Folders) -> None:
+    """With a length or without any shape, rows of tokens belong to a base, and its fingerprint is compared."""
+    base = open_base(tiny_dir("llama-tied"))
+    own = fingerprint(base.array(EMBED))
+    bare = replace(tokens((7,), None), shape=None)
+    for target in (tokens((99, 100), 101), bare):
+        assert fit(Adapter(targets=(replace(target, fingerprint=own),)), base).verdict is Verdict.EXACT
+        found = fit(Adapter(targets=(replace(target, fingerprint=Digest.of(b"other")),)), base).findings
+        assert "M-004" in {finding.rule for finding in found}
