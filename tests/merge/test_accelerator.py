@@ -17,6 +17,8 @@ import pytest
 import torch
 from device_blocks import RARE, blocks, ordered, weights
 from device_targets import TARGETS
+from golden_vectors import write_checkpoint
+from quantized_merges import OTHER, lora
 from safetensors.numpy import save_file
 
 from lora_registry.adapter import Adapter, Kind, Target
@@ -199,6 +201,30 @@ def test_a_merge_is_the_cpus_but_for_an_ulp(base: Path, adapter: Adapter, tmp_pa
             assert path.read_bytes() == (tmp_path / f"out{workers}" / path.name).read_bytes()
 
 
+@pytest.mark.usefixtures("as_cuda")
+@pytest.mark.parametrize("name", ["nf4-double", "gptq-4", "fp8", "int8"])
+def test_quantized_bases(name: str, tmp_path: Path) -> None:
+    """Their values go through the device, and come out the same; what is quantized again stays with the CPU."""
+    weight = write_checkpoint(tmp_path / "base", name, **OTHER)
+    change = lora("m.weight", weight.shape)
+    for requantize in (False, True):
+        made = []
+        for device in ("cpu", "cuda"):
+            out = tmp_path / f"{device}-{requantize}"
+            options = MergeOptions(device=device, requantize=requantize)  # type: ignore[arg-type]
+            merge_checkpoint(change, tmp_path / "base", out, options)
+            made.append(open_base(out))
+        one, other = made
+        assert set(one.names()) == set(other.names())
+        for tensor in one.names():
+            if requantize or tensor != "m.weight":
+                assert one.tensor(tensor).data == other.tensor(tensor).data
+        if not requantize:
+            off = np.abs(ordered(one.array("m.weight")) - ordered(other.array("m.weight")))
+            assert off.max() <= 1
+            assert np.count_nonzero(off) <= RARE * off.size + 1
+
+
 KILLED = """
 import os, sys
 from pathlib import Path
@@ -206,6 +232,8 @@ sys.path[:0] = {path!r}
 import torch
 from device_blocks import RARE, blocks, ordered, weights
 from device_targets import TARGETS
+from golden_vectors import write_checkpoint
+from quantized_merges import OTHER, lora
 from lora_registry.merge import accelerator, journal
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.options import MergeOptions
