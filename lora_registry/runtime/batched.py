@@ -97,3 +97,27 @@ class BatchedModel:
         ids = np.array([0 if name is None else loaded.numbers[name] for name in adapters], np.int64)
         feeds = {**loaded.values.values, IDS: ids, **inputs}
         return ort.run(self.session, feeds, None if outputs is None else list(outputs))
+
+    def using(self, adapters: Sequence[str | None]) -> UsingRows:
+        """The model with an adapter for each row, as something that can be run like a session."""
+        return UsingRows(self, tuple(adapters))
+
+
+@dataclass(frozen=True, slots=True)
+class UsingRows:
+    """A batched model with its choice made: has what :func:`lora_registry.runtime.ort.run` asks of a session."""
+
+    model: BatchedModel
+    adapters: tuple[str | None, ...]
+
+    def run(self, outputs: Sequence[str] | None, inputs: Mapping[str, Any]) -> list[Any]:
+        """Run; outputs as a list."""
+        return list(self.model.run(inputs, self.adapters, outputs=outputs).values())
+
+    def get_inputs(self) -> Any:
+        """The inputs that have to be given."""
+        return self.model.session.get_inputs()
+
+    def get_outputs(self) -> Any:
+        """The outputs."""
+        return self.model.session.get_outputs()

@@ -22,8 +22,6 @@ from lora_registry.runtime.sources import Source, read_source
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from lora_registry.onnx.model import OnnxModel
-
 
 def session(
     base: str | Path,
@@ -97,12 +95,12 @@ def _scaled(target: Target, weight: float) -> Target:
 
 
 def _merged(adapter: Adapter, path: Path, checkpoint: str | Path | None) -> tuple[bytes | None, dict[str, Any]]:
-    """The edited graph, where tensors had to be taken apart, and the new values of initializers that were not."""
+    """The edited graph, if it is another one, and the new values of initializers that lie in data files."""
     import onnx_ir as ir
 
     from lora_registry.merge.base import open_base
     from lora_registry.merge.fit import fit
-    from lora_registry.merge.onnx_model import Merging
+    from lora_registry.merge.onnx_edits import Edits
     from lora_registry.onnx.model import OnnxModel
     from lora_registry.onnx.resolution import ResolvedBase
     from lora_registry.onnx.resolve import resolve
@@ -110,45 +108,30 @@ def _merged(adapter: Adapter, path: Path, checkpoint: str | Path | None) -> tupl
 
     check_mergeable(adapter)
     model = OnnxModel.open(path)
-    stored = frozenset(model.values())
     resolutions = resolve(model, adapter, base=open_base(checkpoint) if checkpoint is not None else None)
-    view = ResolvedBase(model, resolutions)
-    fit(adapter, view).require(f"adapter and {path}")
-    merging = Merging(model, view)
-    for resolution in resolutions:
-        merging.apply(resolution)
-    arrays: dict[str, Any] = {}
-    is_edited = not merging.patch.makers.keys() <= stored
-    for value, make in merging.patch.makers.items():
-        array = np.ascontiguousarray(make())
-        place = value.const_value if value in stored else _standing_in(model, value)
-        if isinstance(place, ir.ExternalTensor):
-            value.const_value = place
-            arrays[str(value.name)] = array
+    fit(adapter, ResolvedBase(model, resolutions)).require(f"adapter and {path}")
+    edits = Edits(model, resolutions)
+    is_edited, arrays = edits.structural, {}
+    for edit in edits.all:
+        name, array = str(edit.value.name), np.ascontiguousarray(edits.elements(edit))
+        if isinstance(edit.before, ir.ExternalTensor):
+            edit.value.const_value = _renamed(edit.before, name)  # what is new stands where the old one does
+            arrays[name] = array
         else:
-            value.const_value = ir.tensor(array, name=str(value.name))
+            edit.value.const_value = ir.tensor(array, name=name)
             is_edited = True
     return ir.serde.serialize_model(model.ir).SerializeToString() if is_edited else None, arrays
 
 
-def _standing_in(model: OnnxModel, value: ir.Value) -> ir.ExternalTensor | None:
-    """For an initializer that is new: bytes of its shape and type in a data file, so that its own can be given too.
-
-    None where there are none; its values then stand in the graph.
-    """
+def _renamed(tensor: ir.ExternalTensor, name: str) -> ir.ExternalTensor:
     import onnx_ir as ir
 
-    from lora_registry.onnx.model import external_tensors
-
-    for other in external_tensors(model.ir):
-        if other.dtype == value.const_value.dtype and other.shape == value.const_value.shape:
-            return ir.ExternalTensor(
-                other.location,
-                other.offset,
-                other.length,
-                other.dtype,
-                shape=other.shape,
-                name=str(value.name),
-                base_dir=other.base_dir,
-            )
-    return None
+    return ir.ExternalTensor(
+        tensor.location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=name,
+        base_dir=tensor.base_dir,
+    )
