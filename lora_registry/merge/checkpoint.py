@@ -132,6 +132,8 @@ def prepare(
     check_mergeable(adapter, growth=True)
     if options.requantize and DtypeRules.parse(options.dtype).rules:
         raise UsageError("a merge that quantizes again writes every tensor in the type that it has: leave dtype away")
+    if options.requantize and options.device != "cpu":
+        raise UnsupportedError(f"weights are quantized again on the CPU only, not on {options.device}")
     stored = open_stored(base_path, adapter) if options.requantize else None
     base, out = open_view(base_path, adapter) if stored is None else stored.view, Path(out)
     watch = Watch([container.path for container in base.shards.values()])

@@ -103,7 +103,7 @@ class Requantization:
                 self._write(piece)
             with self._changed:
                 self._result = _total([self._sums[number] for number in sorted(self._sums)])
-                self._work = None
+                self._work, self._sums = None, {}
                 self._changed.notify_all()
 
 

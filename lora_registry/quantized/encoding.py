@@ -102,6 +102,9 @@ def squared_error(values: Array, wanted: Array) -> Array:
     return result
 
 
+_FEW = 31  # bounds
+
+
 class Codebook:
     """Numbers that elements are rounded to.
 
@@ -116,5 +119,11 @@ class Codebook:
 
     def nearest(self, numbers: Array) -> Array:
         """The code of the nearest value of each number, uint8; of two that are as near, the one of the lower value."""
-        result: Array = self._order[np.searchsorted(self._bounds, numbers)]
-        return result
+        if len(self._bounds) > _FEW:
+            result: Array = self._order[np.searchsorted(self._bounds, numbers)]
+            return result
+        place = np.zeros(numbers.shape, np.uint8)  # counting is eight times as fast as searching among sixteen
+        for bound in self._bounds:
+            place += numbers > bound
+        counted: Array = self._order[place]
+        return counted

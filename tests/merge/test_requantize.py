@@ -149,7 +149,7 @@ def test_a_killed_merge_goes_on_and_ends_in_the_same_bytes(
     adapter = Adapter(targets=(lora("m.weight", vector(name)[2].shape), lora("n.weight", (4, 6))))
     whole = merge_checkpoint(adapter, tmp_path / "base", tmp_path / "whole", AGAIN)
     write = Journal._write
-    for kept in range(7):
+    for kept in range(6):
         out = tmp_path / f"out{kept}"
 
         def cut(self: Journal, record: dict, kept: int = kept) -> None:
@@ -163,6 +163,8 @@ def test_a_killed_merge_goes_on_and_ends_in_the_same_bytes(
             patch.setattr("lora_registry.merge.checkpoint.publish", _killed)
             with pytest.raises(KeyboardInterrupt):
                 merge_checkpoint(adapter, tmp_path / "base", out, AGAIN, workers=1)
+        journal = (tmp_path / f".{out.name}.merging/journal.jsonl").read_text().splitlines()
+        assert len(json.loads(journal[1])["blocks"]) == kept
         resumed = merge_checkpoint(adapter, tmp_path / "base", out, AGAIN, resume=True)
         assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
         assert resumed == whole
@@ -218,6 +220,8 @@ def test_what_means_nothing_is_refused_before_a_byte_is_written(tmp_path: Path) 
     adapter = Adapter(targets=(lora("m.weight", vector("nf4")[2].shape),))
     with pytest.raises(UsageError, match="leave dtype away"):
         prepare(adapter, tmp_path / "base", tmp_path / "out", MergeOptions(requantize=True, dtype="F32"))
+    with pytest.raises(UnsupportedError, match="on the CPU only, not on cuda"):
+        prepare(adapter, tmp_path / "base", tmp_path / "out", MergeOptions(requantize=True, device="cuda"))
     plain = tmp_path / "plain.safetensors"
     plain.write_bytes(b"".join(map(bytes, encode_tensors(OTHER, {}))))
     with pytest.raises(UnsupportedError, match="is not quantized, so that nothing in it can be quantized again"):
