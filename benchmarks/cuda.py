@@ -103,13 +103,15 @@ def run(root: Path, device: torch.device, size: int, widths: Widths, rank: int) 
     stored = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     reachable = copies["both, each direction"]
     speeds = {"blocks in pinned memory": piped(device, adapter, block, 200 if device.type == "cuda" else 8)}
-    for name, options in (
-        ("files, no hash", MergeOptions(device="cuda", hashed=False)),
-        ("files", MergeOptions(device="cuda")),
-        ("files, cpu, no hash", MergeOptions(hashed=False)),
-        ("files, cpu", MergeOptions()),
+    cores = len(os.sched_getaffinity(0))
+    for name, options, workers in (
+        ("files, no hash", MergeOptions(device="cuda", hashed=False), None),
+        (f"files, no hash, {cores} workers", MergeOptions(device="cuda", hashed=False), cores),
+        ("files", MergeOptions(device="cuda"), None),
+        ("files, cpu, no hash", MergeOptions(hashed=False), None),
+        ("files, cpu", MergeOptions(), None),
     ):
-        speeds[name] = stored / 1e9 / median(partial(merged, adapter, base, root / "out", options))
+        speeds[name] = stored / 1e9 / median(partial(merged, adapter, base, root / "out", options, workers))
     speeds |= resident(device, adapter, base)
     for name, speed in speeds.items():
         print(f"merge, {name:25} {speed:8.2f} GB/s  {speed / reachable:6.2f} of the copy")
@@ -209,11 +211,11 @@ def piped(device: torch.device, adapter: Adapter, block: int, count: int) -> flo
     return 2 * elements * (count // threads) * threads / 1e9 / seconds
 
 
-def merged(adapter: Adapter, base: Path, out: Path, options: MergeOptions) -> None:
+def merged(adapter: Adapter, base: Path, out: Path, options: MergeOptions, workers: int | None = None) -> None:
     """One merge of files; the last one's output makes room first."""
     if out.exists():
         shutil.rmtree(out)
-    merge_checkpoint(adapter, base, out, options, durable=False)
+    merge_checkpoint(adapter, base, out, options, workers=workers, durable=False)
 
 
 def resident(device: torch.device, adapter: Adapter, base: Path) -> dict[str, float]:

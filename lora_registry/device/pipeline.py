@@ -80,10 +80,8 @@ class Pipeline:
         try:
             yield
         finally:
-            # After an error steps may be under way in these buffers; a device that is lost raises here again.
-            with suppress(RuntimeError):
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
+            with suppress(RuntimeError):  # of a device that is lost, which has been told already
+                self._settle()  # after an error, steps may be under way in these buffers
             self._lanes, self._workspace = SimpleQueue(), None
 
     def _allocate(self, read: int, written: int, elements: int) -> None:
@@ -96,6 +94,7 @@ class Pipeline:
             self._workspace = workspace
             for lane in lanes:
                 self._lanes.put(lane)
+            self._settle()  # what used this memory before, on other streams than ours
             return
         free, total = free_memory(self.device) or (0, 0)
         needed = LANES * (read + written) + ELEMENT * ((elements + 1) // 2)
@@ -103,6 +102,11 @@ class Pipeline:
             f"a merge needs {needed:,} bytes of memory on {named(self.device)}, and {free:,} of {total:,} are free; "
             "end what else uses it, or compute on the CPU"
         )
+
+    def _settle(self) -> None:
+        """Wait until nothing is under way on the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _bytes(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, device=self.device)

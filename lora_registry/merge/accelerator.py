@@ -133,7 +133,7 @@ class AcceleratedKernel:
         if change.needs_norms:
 
             def upload(start: int, stop: int) -> torch.Tensor:
-                elements = read(start, stop).view(np.uint8)
+                elements = np.array(read(start, stop)).view(np.uint8)  # a copy that may be written to, as torch asks
                 return torch.from_numpy(elements).to(self._pipeline.device).view(self._read_as)
 
             change.measure_norms(upload, list(self._runs(0, mergers[0].size)))

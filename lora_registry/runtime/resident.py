@@ -68,7 +68,7 @@ def merge_resident(
     Example::
 
         model = AutoModelForCausalLM.from_pretrained("./base", dtype="bfloat16").to("cuda")
-        merged = merge_resident(registry.open("support/tone:1"), model, in_place=True)
+        merged = merge_resident(Registry.open().load("support/tone:1"), model, in_place=True)
         worst = min(merged.fidelity.values(), key=lambda kept: kept.retention)
 
     Args:
