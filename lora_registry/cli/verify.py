@@ -29,7 +29,10 @@ loreg verify merged.onnx --base ./base --adapter support/tone:1 --provider cuda
 )
 @click.argument("merged", type=click.Path(path_type=Path))
 @click.option(
-    "--base", type=click.Path(path_type=Path), required=True, help="The base model: a folder or a .safetensors file."
+    "--base",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The base model: a folder (quantized ones too), a .safetensors, .bin or .gguf file.",
 )
 @click.option("--adapter", type=ADAPTER, help="The adapter that was merged; none for the base itself, or an export.")
 @click.option("--all", "every", is_flag=True, help="Checkpoints: recompute every row and compare every byte.")
@@ -68,8 +71,9 @@ def verify(
     """Say whether MERGED is base + adapter, whatever program merged it.
 
     A checkpoint is recomputed tensor by tensor in float64, from formulas of its own: it holds, does not, or cannot
-    be decided, and a known mistake is called by its name. An ONNX file is run beside the base with the unmerged
-    adapter, on the provider that was asked for and no other.
+    be decided, and a known mistake is called by its name. Of a quantized base, the values that it stands for count,
+    and where MERGED is quantized too, its scheme's encoding of the right ones. An ONNX file is run beside the base with
+    the unmerged adapter, on the provider that was asked for and no other.
 
     Exit 7 when it does not hold, 9 when it cannot be decided.
     """

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from lora_registry.adapter import Adapter
 from lora_registry.errors import InvalidInputError
-from lora_registry.merge.base import open_base
 from lora_registry.merge.fit import Fit, Verdict, fit
+from lora_registry.merge.quantized_base import open_view
 from lora_registry.ops.base_model import BaseModel
 
 
 def hold_against(adapter: Adapter, path: Path) -> tuple[Fit, BaseModel | None]:
-    """How ``adapter`` fits the base in ``path``, which is written nowhere.
+    """How ``adapter`` fits the base in ``path``, which is written nowhere; a quantized one by what it stands for.
 
     Returns:
         The fit, and the base; None for an ONNX model in which not every target was found.
@@ -24,8 +24,15 @@ def hold_against(adapter: Adapter, path: Path) -> tuple[Fit, BaseModel | None]:
         MissingPackageError: the base is an ONNX model, and onnx-ir is not installed.
     """
     if path.suffix != ".onnx":
-        checkpoint = open_base(path)
-        return fit(adapter, checkpoint, config=checkpoint.config), checkpoint
+        checkpoint = open_view(path, adapter)
+        fitted = fit(
+            adapter,
+            checkpoint,
+            config=checkpoint.config,
+            scheme=checkpoint.scheme,
+            computed=checkpoint.is_computed,
+        )
+        return fitted, checkpoint
     from lora_registry.onnx.model import OnnxModel
     from lora_registry.onnx.resolution import ResolvedBase
     from lora_registry.onnx.resolve import resolve

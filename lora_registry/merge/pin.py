@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_registry.adapter import Adapter
+from lora_registry.errors import UnsupportedError
 from lora_registry.format.edit import edited
 from lora_registry.merge.against import hold_against
+from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.stacked import stack_fingerprint
 from lora_registry.ops.fingerprint import target_fingerprint
 from lora_registry.progress import Counted, Progress
@@ -24,11 +26,16 @@ def pin(adapter: Adapter, base: str | Path, *, progress: Progress | None = None)
 
     Raises:
         InvalidInputError: the adapter does not fit ``base``, or is pinned to other weights.
-        UnsupportedError: the adapter says that it needs an editor who knows more.
+        UnsupportedError: the adapter says that it needs an editor who knows more; or ``base`` is quantized.
     """
     fitted, model = hold_against(adapter, Path(base))
     pinned = any(target.fingerprint is not None for target in adapter)
     fitted.require(f"adapter and {base}", exact=pinned and any(finding.rule == "M-004" for finding in fitted.findings))
+    if isinstance(model, Checkpoint) and any(model.is_computed(place) for place in fitted.matches.values()):
+        raise UnsupportedError(
+            f"{base} is quantized ({model.scheme}), and fingerprints are those of unquantized weights: name the base "
+            "that it was made from"
+        )
     assert model is not None  # where not every target was found, the adapter does not fit
     stored = frozenset(model.names())
     prints = {}

@@ -20,7 +20,7 @@ from lora_registry.merge.judge import Answer, Judgement, judge
 from lora_registry.merge.matrix import matrix, unrounded_matrix
 from lora_registry.merge.quantized_base import QuantizedCheckpoint, open_view
 from lora_registry.merge.stays_quantized import StaysQuantized
-from lora_registry.merge.unread import require_plain
+from lora_registry.merge.unread import require_plain, require_readable
 from lora_registry.merge.untouched import judge_untouched
 from lora_registry.ops.arrays import Array, to_array
 from lora_registry.ops.mergeable import check_mergeable
@@ -128,7 +128,8 @@ def recompute(
     are named; see :class:`~lora_registry.merge.roundings.Roundings`.
 
     Args:
-        merged_path: a Hugging Face folder or a ``.safetensors`` file, by whatever program.
+        merged_path: a Hugging Face folder, a ``.safetensors`` file, or a GGUF file, by whatever program; it may be
+            quantized.
         base_path: the base, likewise; of a quantized one, or a GGUF file, the values that it stands for count.
         adapter: what was merged; None to hold the checkpoint against the base itself.
         every: recompute all rows and compare all bytes.
@@ -142,6 +143,7 @@ def recompute(
         NotFoundError: a checkpoint does not exist.
         InvalidInputError: a checkpoint is broken, or the adapter does not fit the base.
         UnsupportedError: the base is quantized in a form that is not read, or no merge can hold the adapter.
+        InconclusiveError: the merged checkpoint is quantized by a method that is not read.
         UsageError: fewer than one row.
     """
     if rows < 1:
@@ -165,6 +167,7 @@ def recompute(
         base, changes = with_room(base, fitted), fitted.changes
         for rule in ("M-004", *(("M-009", "M-010") if base.scheme is not None else ())):
             notes += [finding.message for finding in fitted.findings if finding.rule == rule][:1]
+    require_readable(merged, base)
     random = np.random.default_rng(seed)
     expected = expect(changes, base, merged, tied)
     problems, changed, untouched = list(expected.problems), list[Judgement](), list[Judgement]()

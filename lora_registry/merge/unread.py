@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_registry.errors import UnsupportedError
+from lora_registry.errors import InconclusiveError, UnsupportedError
 from lora_registry.findings import Severity
 from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.fit import Fit
@@ -43,6 +43,21 @@ def unread_note(base: Checkpoint) -> str | None:
     return (
         f"the base is quantized by {method!r}, which loreg does not read: every weight that the adapter changes is "
         "stored there as plain numbers, and was taken as it is"
+    )
+
+
+def require_readable(merged: Checkpoint, base: Checkpoint) -> None:
+    """Go on only if the tensors of ``base`` are in ``merged`` in a form that can be held against them.
+
+    Raises:
+        InconclusiveError: ``merged`` is quantized by a method that is not read, and lacks tensors of the base.
+    """
+    method = unread_method(merged.config)
+    if method is None or unread_method(base.config) == method or set(base.names()) <= set(merged.names()):
+        return
+    raise InconclusiveError(
+        f"{merged.path} is quantized by {method!r}, which loreg does not read, so that nothing can be said of it; "
+        f"reads {readable_methods()}"
     )
 
 

@@ -20,8 +20,10 @@ _METHODS: Mapping[str, tuple[Finder, ...]] = {
     "fp8": (fp8.find,),
     "fbgemm_fp8": (fp8.find,),
     "compressed-tensors": (compressed.find,),
+    "gguf": (),
 }
-"""``quant_method`` of the configuration to what finds its weights."""
+"""``quant_method`` of the configuration to what finds its weights. Of a model that transformers 5 read from a GGUF file
+and dequantized, ``gguf`` may be left there."""
 
 _UNNAMED = (*_BITSANDBYTES, fp8.find)
 """What needs no configuration: the tensors say all."""
@@ -72,7 +74,7 @@ def unread_method(config: Mapping[str, Json]) -> str | None:
 
 def readable_methods() -> str:
     """What is read, for people."""
-    return ", ".join(_METHODS) + " and GGUF files"
+    return f"{', '.join(name for name in _METHODS if name != 'gguf')} and GGUF files"
 
 
 def _settings(config: Mapping[str, Json]) -> Mapping[str, Json]:

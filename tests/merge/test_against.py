@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from golden_vectors import write_checkpoint
 from loreg_converters.peft import converter
 from peft import LoraConfig
 from peft_adapters import make_peft_adapter
+from quantized_merges import lora
 
 from lora_registry.adapter import Adapter
-from lora_registry.errors import InvalidInputError
+from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.merge.against import hold_against
 from lora_registry.merge.fit import Verdict
 from lora_registry.merge.pin import pin
@@ -65,3 +67,13 @@ def test_what_an_onnx_model_lacks_is_a_finding(onnx: Path, tmp_path: Path) -> No
     assert {finding.rule for finding in fits.findings} == {"O-001"}
     with pytest.raises(InvalidInputError, match="O-001"):
         pin(other, onnx)
+
+
+def test_a_quantized_base_fits_and_has_no_fingerprints(tmp_path: Path) -> None:
+    """Names and shapes are those that its weights have unquantized; a pin is to the base that it came from."""
+    adapter = lora("m.weight", write_checkpoint(tmp_path / "base", "awq").shape)
+    fits, _ = hold_against(adapter, tmp_path / "base")
+    assert fits.verdict is Verdict.SAME_SHAPES
+    assert "M-009" in {finding.rule for finding in fits.findings}
+    with pytest.raises(UnsupportedError, match=r"is quantized \(awq .*fingerprints are those of unquantized weights"):
+        pin(adapter, tmp_path / "base")

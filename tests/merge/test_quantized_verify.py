@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType as Ggml
 from gguf_files import model as write_gguf
 from golden_vectors import NAMES, write_checkpoint
+from loreg_converters.peft import converter
+from peft import LoraConfig
+from peft_adapters import make_peft_adapter, merged_model
 from quantized_merges import OTHER, change, lora
 from safetensors.numpy import save_file
+from transformers import AutoModelForCausalLM, GgufConfig
 
 from lora_registry.adapter import Adapter
 from lora_registry.merge.checkpoint import merge_checkpoint
@@ -78,6 +83,23 @@ def test_what_loreg_merged_into_a_gguf_file_holds(target: str, kind: Ggml, tmp_p
     wrong = replace(adapter, targets=(replace(adapter.targets[0], scale=0.25),))
     assert "scale 0.5 instead of 0.25" in recompute(tmp_path / "out.safetensors", path, wrong).changed[0].says
     assert recompute(tmp_path / "out.safetensors", path, None).answer is Answer.DOES_NOT
+
+
+def test_what_peft_merged_into_a_gguf_file_holds(tmp_path: Path) -> None:
+    """transformers dequantizes it in bfloat16, PEFT adds in float32; queries of llama are in another order there."""
+    write_gguf(tmp_path / "model.gguf", "llama", Ggml.Q4_0)
+    plain = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", dtype=torch.bfloat16, quantization_config=plain
+    )
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"])
+    wrapped = make_peft_adapter(model, config, tmp_path / "adapter")
+    adapter, _ = converter.read(tmp_path / "adapter")
+    merged_model(wrapped).save_pretrained(tmp_path / "merged")
+    found = recompute(tmp_path / "merged", tmp_path / "model.gguf", adapter, every=True)
+    assert found.answer is Answer.HOLDS, found.lines()
+    assert all("first the base to BF16" in judged.says for judged in found.changed)
+    assert {judged.says for judged in found.untouched} == {"what the base stands for, converted to BF16"}
 
 
 @pytest.mark.parametrize("name", ["nf4", "gptq-4", "awq", "fp8", "int8", "compressed-int4"])

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.cli import main
-from lora_registry.errors import UnsupportedError
+from lora_registry.errors import InconclusiveError, UnsupportedError
 from lora_registry.format.writer import write_adapter
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.judge import Answer
@@ -84,6 +84,18 @@ def test_what_is_plain_numbers_is_merged_and_the_receipt_says_so(method: str, tm
     assert [name for name in before if not np.array_equal(before[name], after[name])] == ["lm_head.weight"]
     assert (tmp_path / "out" / "config.json").read_bytes() == (base / "config.json").read_bytes()
     assert recompute(tmp_path / "out", base, lora("lm_head.weight"), every=True).answer is Answer.HOLDS
+
+
+def test_what_was_quantized_by_such_a_method_after_the_merge_is_not_decided(tmp_path: Path) -> None:
+    """Nothing is missing: it is there in a form that nobody here reads."""
+    merged = base_of(tmp_path / "merged", "hqq", STORED["hqq"])
+    weight = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float16)
+    base = base_of(tmp_path / "base", "hqq", {"weight": weight})
+    (base / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(
+        InconclusiveError, match="quantized by 'hqq', which loreg does not read, so that nothing can be"
+    ):
+        recompute(merged, base, lora("m.weight"))
 
 
 def test_scales_that_nobody_knows_are_not_converted(tmp_path: Path) -> None:
