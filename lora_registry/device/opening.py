@@ -22,7 +22,8 @@ def open_cuda() -> torch.device:
         )
     try:
         torch.cuda.init()
-    except RuntimeError as error:  # no driver, one that is too old, or no GPU; each says so in its first line
+    except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:
+        # No driver, one that is too old, or no GPU; each says so in its first line.
         raise MachineError(f"CUDA does not start: {first_line(error)}") from error
     device = torch.device("cuda", torch.cuda.current_device())
     with device_errors(device):

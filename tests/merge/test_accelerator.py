@@ -232,8 +232,6 @@ sys.path[:0] = {path!r}
 import torch
 from device_blocks import RARE, blocks, ordered, weights
 from device_targets import TARGETS
-from golden_vectors import write_checkpoint
-from quantized_merges import OTHER, lora
 from lora_registry.merge import accelerator, journal
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.options import MergeOptions
