@@ -107,7 +107,7 @@ def _recompute(
     *,
     as_json: bool,
 ) -> None:
-    from lora_registry.merge.judge import Answer
+    from lora_registry.merge.judgement import Answer
     from lora_registry.merge.recompute import ROWS, recompute
 
     with progress(f"recomputing {merged.name}", unit="tensors", quiet=as_json) as advance:

@@ -52,6 +52,7 @@
 :mod:`~.expectation`     which tensors it has to hold
 :mod:`~.matrix`          its tensors as matrices, of which rows are read or computed
 :mod:`~.judge`           whether a tensor holds what it has to
+:mod:`~.judgement`       what is said of it
 :mod:`~.stays_quantized` the same of a checkpoint that is quantized itself
 :mod:`~.judge_encoded`   whether a weight that was quantized again holds what it has to
 :mod:`~.untouched`       tensors that are to be the base's

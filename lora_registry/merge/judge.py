@@ -8,21 +8,20 @@ the known orders of rounding are tried, and then the known misreadings.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass
 
 import numpy as np
 
-from lora_registry.adapter import Json, Target
+from lora_registry.adapter import Target
 from lora_registry.dtypes import DTYPES
 from lora_registry.merge.formula import replaced, replaces
+from lora_registry.merge.judgement import Answer, Judgement
 from lora_registry.merge.matrix import Matrix
 from lora_registry.merge.misreadings import misreadings
 from lora_registry.merge.nearest import nearest, unit
 from lora_registry.merge.outcome import Outcome
 from lora_registry.merge.roundings import ONCE, Roundings, roundings
 from lora_registry.ops.arrays import Array, dtype_name
-from lora_registry.ops.fidelity import Fidelity
 
 BLOCK = 1 << 14
 """Elements that are judged at a time: arrays of 128 KB, for which the C library does not fetch new pages each time."""
@@ -30,64 +29,6 @@ _TRIED = 1 << 18  # elements that every explanation is tried on
 _FEWEST, _CLOSE = 4, 2
 _ALIKE = 0.98  # the cosine from which on a change is said to be larger or smaller than another
 _SURE = 1 / 16  # of a change, what may be a matter of chance
-
-
-class Answer(StrEnum):
-    """What can be said of a claim."""
-
-    HOLDS = "holds"
-    DOES_NOT = "does not"
-    UNDECIDED = "cannot be decided"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """What was found about one tensor.
-
-    Attributes:
-        name: of the tensor.
-        targets: names of the targets that change it; none for one that is to be as it was.
-        answer: whether it holds.
-        says: why, in a sentence.
-        dtype: its element type.
-        rows: rows that were looked at.
-        of: rows there are.
-        largest: units in the last place between an element and the correctly rounded one, at most. The unit is that
-            of the larger of W and W': where they cancel, no arithmetic knows the digits of what is left.
-        off: part of the elements that are not the correctly rounded one; of a weight that was quantized again, not
-            those of the scheme's own encoding.
-        fidelity: what is left of the change in a weight that was quantized again; None otherwise.
-    """
-
-    name: str
-    targets: tuple[str, ...]
-    answer: Answer
-    says: str
-    dtype: str
-    rows: int
-    of: int
-    largest: float = 0.0
-    off: float = 0.0
-    fidelity: Fidelity | None = None
-
-    def but(self, answer: Answer, says: str) -> Judgement:
-        """The same with another answer."""
-        return replace(self, answer=answer, says=says)
-
-    def to_json(self) -> dict[str, Json]:
-        """The judgement as a JSON object."""
-        left: dict[str, Json] = {} if self.fidelity is None else {"fidelity": dict(self.fidelity.to_json())}
-        return left | {
-            "name": self.name,
-            "targets": list(self.targets),
-            "answer": self.answer.value,
-            "says": self.says,
-            "dtype": self.dtype,
-            "rows": self.rows,
-            "of": self.of,
-            "largest_units": float(f"{self.largest:.6g}") if np.isfinite(self.largest) else None,
-            "off_fraction": float(f"{self.off:.6g}"),
-        }
 
 
 @dataclass(slots=True)

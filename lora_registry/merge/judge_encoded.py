@@ -15,7 +15,7 @@ import numpy as np
 
 from lora_registry.adapter import Target
 from lora_registry.errors import UnsupportedError
-from lora_registry.merge.judge import Answer, Judgement
+from lora_registry.merge.judgement import Answer, Judgement
 from lora_registry.merge.matrix import Matrix
 from lora_registry.merge.misreadings import misreadings
 from lora_registry.merge.outcome import Outcome

@@ -16,7 +16,8 @@ from lora_registry.merge.expectation import Expected, expect
 from lora_registry.merge.fit import Change, fit
 from lora_registry.merge.formula import matrix_shape
 from lora_registry.merge.growth import with_room
-from lora_registry.merge.judge import Answer, Judgement, judge
+from lora_registry.merge.judge import judge
+from lora_registry.merge.judgement import Answer, Judgement
 from lora_registry.merge.matrix import matrix, unrounded_matrix
 from lora_registry.merge.quantized_base import QuantizedCheckpoint, open_view
 from lora_registry.merge.stays_quantized import StaysQuantized

@@ -10,8 +10,8 @@ from lora_registry.adapter import Adapter
 from lora_registry.merge.base import Checkpoint
 from lora_registry.merge.expectation import Expected
 from lora_registry.merge.formula import matrix_shape
-from lora_registry.merge.judge import Answer, Judgement
 from lora_registry.merge.judge_encoded import Requantized, judge_requantized
+from lora_registry.merge.judgement import Answer, Judgement
 from lora_registry.merge.matrix import matrix
 from lora_registry.merge.quantized_base import QuantizedCheckpoint
 from lora_registry.merge.requantized_base import open_stored

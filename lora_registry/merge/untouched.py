@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_registry.dtypes import DTYPES
 from lora_registry.merge.base import Checkpoint
-from lora_registry.merge.judge import Answer, Judgement
+from lora_registry.merge.judgement import Answer, Judgement
 from lora_registry.merge.matrix import unrounded
 from lora_registry.merge.nearest import nearest
 from lora_registry.ops.arrays import Array

@@ -16,7 +16,7 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.format.container import encode_tensors
 from lora_registry.merge.checkpoint import merge_checkpoint
-from lora_registry.merge.judge import Answer
+from lora_registry.merge.judgement import Answer
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.recompute import recompute
 from lora_registry.merge.undo_patch import write_undo

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, GgufConfig
 
 from lora_registry.adapter import Adapter
 from lora_registry.merge.checkpoint import merge_checkpoint
-from lora_registry.merge.judge import Answer
+from lora_registry.merge.judgement import Answer
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.quantized_base import QuantizedCheckpoint, open_view
 from lora_registry.merge.recompute import Recomputation, recompute

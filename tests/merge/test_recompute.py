@@ -23,7 +23,7 @@ from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import InvalidInputError, UnsupportedError, UsageError
 from lora_registry.format.container import encode_tensors
 from lora_registry.merge.checkpoint import merge_checkpoint
-from lora_registry.merge.judge import Answer
+from lora_registry.merge.judgement import Answer
 from lora_registry.merge.nearest import nearest, unit
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.recompute import Recomputation, recompute

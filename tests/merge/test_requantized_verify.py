@@ -16,13 +16,13 @@ from golden_vectors import NAMES, write_checkpoint
 from quantized_merges import OTHER, change, lora
 from undone import content, there_and_back
 
-from lora_registry.adapter import Adapter, Tensor
+from lora_registry.adapter import Adapter, Kind, Target, Tensor
 from lora_registry.cli import main
 from lora_registry.errors import InconclusiveError
 from lora_registry.format.container import encode_tensors, open_container
 from lora_registry.format.writer import write_adapter
 from lora_registry.merge.checkpoint import merge_checkpoint
-from lora_registry.merge.judge import Answer
+from lora_registry.merge.judgement import Answer
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.recompute import recompute
@@ -79,6 +79,27 @@ def test_what_loreg_quantized_again_holds(name: str, tmp_path: Path) -> None:
     found = recompute(tmp_path / "other", tmp_path / "base", other, every=True)
     assert found.answer is Answer.HOLDS, found.lines()
     assert "its codes and scales are those of the base" in {judged.says for judged in found.untouched}
+
+
+@pytest.mark.parametrize("options", [MergeOptions(), AGAIN], ids=["plain", "again"])
+@pytest.mark.parametrize("name", ["nf4-double", "int8", "gptq-4", "awq", "fp8", "compressed-int4-zeros"])
+def test_norms_and_whole_values_are_those_of_the_view(name: str, options: MergeOptions, tmp_path: Path) -> None:
+    """DoRA, and a weight that is replaced, written unquantized or quantized again."""
+    base = write_checkpoint(tmp_path / "base", name, **OTHER)
+    target = lora("m.weight", base.shape, size=0.3).targets[0]
+    magnitude = from_array((np.linalg.norm(base.astype(np.float64), axis=1) * 1.05).astype(np.float32))
+    value = from_array(base.astype(np.float32) * np.float32(1.1))
+    for number, changed in enumerate(
+        (
+            replace(target, tensors={**target.tensors, "magnitude": magnitude}),
+            Target(name="m.weight", kind=Kind.FULL, layout=(), shape=base.shape, tensors={"value": value}),
+        )
+    ):
+        adapter = Adapter(targets=(changed,))
+        out = tmp_path / f"out{number}"
+        merge_checkpoint(adapter, tmp_path / "base", out, options)
+        found = recompute(out, tmp_path / "base", adapter, every=True)
+        assert found.answer is Answer.HOLDS, found.lines()
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -8,7 +8,7 @@ from typing import get_args
 
 from lora_registry.merge import undo_block, undo_header
 from lora_registry.merge.fit import Verdict
-from lora_registry.merge.judge import Answer
+from lora_registry.merge.judgement import Answer
 from lora_registry.merge.receipt import Receipt
 from lora_registry.ops.tied import TiedPolicy
 

@@ -15,7 +15,7 @@ from lora_registry.cli import main
 from lora_registry.errors import InconclusiveError, UnsupportedError
 from lora_registry.format.writer import write_adapter
 from lora_registry.merge.checkpoint import merge_checkpoint
-from lora_registry.merge.judge import Answer
+from lora_registry.merge.judgement import Answer
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.recompute import recompute
 from lora_registry.ops.arrays import from_array
