@@ -224,6 +224,7 @@ class _Resolver:
         for candidate in candidates:
             candidate.mine = tuple(site for site in self._names.sites[candidate.name] if site.read in reads)
         acting = [candidate for candidate in candidates if candidate.mine]
+        self._require_own(target, [site for candidate in acting for site in candidate.mine], module)
         if not acting:
             self._require_reads(target, [s for c in candidates for s in self._names.sites[c.name]], reads)
             raise RefusalError(NOT_FOUND, f"nothing reads the initializer {candidates[0].name!r}")
@@ -231,6 +232,17 @@ class _Resolver:
         if several and not (self._evidence is not None and self._evidence.is_unique(target)):
             uses = ", ".join(site.node or site.operator for candidate in acting for site in candidate.mine)
             raise RefusalError(AMBIGUOUS, f"several operators read it, and no note says which are its own: {uses}")
+
+    def _require_own(self, target: Target, sites: Iterable[Site], module: str | None) -> None:
+        """Refuse rows that only another module looks up: that is the other name of a tied table."""
+        if module is None or self._tied == "both":
+            return
+        rows = [site.scope.module for site in sites if site.read is Read.ROWS and site.scope is not None]
+        others = [reader for reader in rows if reader and not f"{module}.".startswith(f"{reader}.")]
+        if others and f"{module}.weight" in self._names.known:
+            raise RefusalError(
+                TIED, f"it is tied: only {others[0]!r} reads it; choose to change every use (tied: both)"
+            )
 
     @staticmethod
     def _require_reads(target: Target, sites: Iterable[Site], reads: frozenset[Read]) -> None:

@@ -74,8 +74,9 @@ class Traced(torch.nn.Module):
         self.model = model
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        if len(inputs) == 1:
-            return self.model(inputs[0])
+        if len(inputs) == 1 or hasattr(self.model, "image_shape"):
+            result = self.model(*inputs)
+            return result if isinstance(result, torch.Tensor) else result[0]
         options = {"use_cache": False} if hasattr(self.model, "lm_head") else {}
         return self.model(input_ids=inputs[0], attention_mask=inputs[1], **options)[0]
 

@@ -26,6 +26,8 @@ from transformers import (
     PreTrainedModel,
     RobertaConfig,
     RobertaForTokenClassification,
+    T5Config,
+    T5EncoderModel,
 )
 
 _ENCODER = {
@@ -109,6 +111,15 @@ def deberta_sequence_classifier(*, labels: int = 3, seed: int = 0) -> DebertaV2F
     return _random(DebertaV2ForSequenceClassification, config, seed)
 
 
+def t5_encoder(*, seed: int = 0) -> T5EncoderModel:
+    """Relative positions from a table of one layer, linear layers without biases."""
+    config = T5Config(
+        vocab_size=97, d_model=48, d_kv=12, d_ff=80, num_layers=2, num_heads=4, relative_attention_num_buckets=8
+    )
+    config._attn_implementation = "eager"  # the other one cannot be exported with torch 2.13
+    return _random(T5EncoderModel, config, seed)
+
+
 class Convolutions(torch.nn.Module):
     """A convolution of each sort and a linear layer; takes (batch, 6, 12, 10) float32, gives (batch, 7)."""
 
@@ -130,7 +141,7 @@ class Convolutions(torch.nn.Module):
 
 def cnn(*, seed: int = 0) -> Convolutions:
     """The module above; it has no config, so its base is one safetensors file."""
-    return _randomize(Convolutions(), seed).eval()
+    return randomize(Convolutions(), seed).eval()
 
 
 DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
@@ -164,15 +175,21 @@ def inputs(model: torch.nn.Module, *, batch: int = 2, length: int = 9, seed: int
     generator = torch.Generator().manual_seed(seed)
     if isinstance(model, Convolutions):
         return {"image": torch.randn(batch, 6, 12, 10, generator=generator)}
+    if hasattr(model, "image_shape"):  # image_models
+        images = {"image": torch.randn(batch, *model.image_shape, generator=generator)}
+        labels = (
+            {"label": torch.randint(0, 9, (batch,), generator=generator)} if hasattr(model, "class_embedding") else {}
+        )
+        return {**images, **labels}
     ids = torch.randint(3, model.config.vocab_size, (batch, length), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _random(cls: type[PreTrainedModel], config: object, seed: int) -> PreTrainedModel:
-    return _randomize(cls(config), seed).eval()
+    return randomize(cls(config), seed).eval()
 
 
-def _randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Add N(0, 0.1²) to every parameter; a tied one counts once."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

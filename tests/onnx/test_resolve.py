@@ -452,3 +452,16 @@ def test_exporting_again_gives_the_same_answer(exports: Exports, tmp_path: Path)
     target = linear_adapter("model.layers.1.mlp.down_proj.weight", (48, 80))
     for path in (again, exports("llama-untied", "optimized")):
         assert len(Adapter(targets=(only(OnnxModel.open(path), target).target,))) == 1
+
+
+@pytest.mark.parametrize("exporter", ["optimized", "torchscript"])
+def test_a_table_that_only_another_module_looks_up_is_refused(exporter: str, tmp_path: Path) -> None:
+    """T5 keeps its table as ``shared`` and reads it as ``encoder.embed_tokens``: each for itself."""
+    path = export(tiny_models.t5_encoder(), exporter, tmp_path / "t5.onnx")
+    shape = (97, 48)
+    factors = {"A": tensor_of(torch.randn(2, 97)), "B": tensor_of(torch.randn(48, 2))}
+    target = Target(name="shared.weight", kind=Kind.EMBEDDING, layout=("in", "out"), shape=shape, tensors=factors)
+    with pytest.raises((ConflictError, InvalidInputError), match=r"tied|O-001"):
+        resolve(OnnxModel.open(path), [target])
+    own = replace(target, name="encoder.embed_tokens.weight")
+    assert len(resolve(OnnxModel.open(path), [own])) == 1
