@@ -33,7 +33,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.usefixtures("plugin")
 def test_a_broken_plugin_leaves_the_built_in_converters_alone(tmp_path: Path) -> None:
     """PEFT goes on working; who asks for the plugin, or for what it might have read, is told why it is not there."""
-    assert list(converters()) == ["peft"]
+    assert list(converters()) == ["onnx-adapter", "peft"]
     assert type(converter("peft")).__module__ == "loreg_converters.peft"
     with pytest.raises(MachineError, match="RuntimeError: no such device"):
         converter("broken")
@@ -49,6 +49,6 @@ def test_plugins_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     for switch in ("", "another"):
         monkeypatch.setenv("LOREG_PLUGINS", switch)
         installed.cache_clear()
-        assert (list(converters()), installed().broken) == (["peft"], {})
+        assert (list(converters()), installed().broken) == (["onnx-adapter", "peft"], {})
         with pytest.raises(UsageError, match="no converter is called 'broken'"):
             converter("broken")
