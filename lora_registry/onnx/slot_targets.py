@@ -94,7 +94,7 @@ def _by_names(model: OnnxModel, names: Names) -> Iterator[tuple[str, Target]]:
     known = names.manifest if note is not None else names.exporter
     for name, hits in known.items():
         for hit in hits:
-            shape = shape_of(hit.value)
+            shape = shape_of(hit.value) if hit.window is None else hit.window.shape(shape_of(hit.value))
             if dtype_of(hit.value) not in FLOATING or len(shape) < 2 or hit.only_extends:
                 continue
             known_axes = _axes(names, str(hit.value.name), name)
