@@ -7,7 +7,7 @@ ONNX Runtime computes products over an axis of length 0 since 1.20 (microsoft/on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -221,26 +221,35 @@ class Branches:
             value = before
 
     def _subtract(self, nodes: Nodes, seat: Seat, branch: ir.Value) -> None:
-        """Put ``branch`` between the outlet and everybody who reads it."""
-        old = seat.outlet
-        readers = list(users_of(old))  # before the branch, which may read it too
-        own = set(nodes.made)
-        new = nodes.add("Sub", [old, branch])
-        new.type, new.shape = old.type, old.shape
-        maker = old.producer()
-        assert maker is not None
-        assert maker.graph is not None
-        maker.graph.insert_after(maker, nodes.made)
-        for node, index in readers:
-            if node not in own:
-                node.replace_input_with(index, new)
-        graph = maker.graph
-        if old.is_graph_output():
-            name = str(old.name)
-            for place, output in enumerate(graph.outputs):
-                if output is old:
-                    graph.outputs[place] = new
-            old.name, new.name = f"{name}/base", name
+        splice(nodes, seat.outlet, lambda old: nodes.add("Sub", [old, branch]))
+
+
+def splice(nodes: Nodes, old: ir.Value, combine: Callable[[ir.Value], ir.Value]) -> None:
+    """Put nodes between a value and everybody who reads it.
+
+    Args:
+        nodes: added to the graph; those that read ``old`` go on reading it.
+        old: the value.
+        combine: makes what the others read from then on, by adding to ``nodes``.
+    """
+    readers = list(users_of(old))  # before the nodes that read it too
+    own = set(nodes.made)
+    new = combine(old)
+    new.type, new.shape = old.type, old.shape
+    maker = old.producer()
+    assert maker is not None
+    graph = maker.graph
+    assert graph is not None
+    graph.insert_after(maker, nodes.made)
+    for node, index in readers:
+        if node not in own:
+            node.replace_input_with(index, new)
+    if old.is_graph_output():
+        name = str(old.name)
+        for place, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[place] = new
+        old.name, new.name = f"{name}/base", name
 
 
 def _batch_axis(graph: ir.Graph) -> tuple[ir.Value, str] | None:

@@ -9,7 +9,7 @@ more than there are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 
 import onnx_ir as ir
@@ -26,6 +26,7 @@ PRODUCER = "onnxruntime-genai"
 """What the builder calls itself in the model."""
 
 _PARAMETER = re.compile(r"(.+)\.(?:MatMul\.(weight)|Add\.(bias))")
+_QUANTIZED = re.compile(r"(.+)\.MatMul(?:\.weight|NBits\.qweight)")
 _FINAL_NORM = re.compile(r"(.+)\.layers\.\d+\.final_norm_layernorm\.(weight|bias)")
 _PACKED = "attn.qkv_proj"
 _ATTENTION = frozenset({"GroupQueryAttention", "Attention", "MultiHeadAttention", "SparseAttention", "PagedAttention"})
@@ -52,19 +53,44 @@ def builder_hits(model: OnnxModel, _sites: Mapping[str, tuple[Site, ...]]) -> It
                 yield tensor.replace(".qkv_proj.", f".{letter}_proj."), Hit(RULE, value, transposed, window=window)
 
 
+def quantized_parts(names: Iterable[str], operator: ir.Node, height: int) -> Iterator[tuple[str, Window | None]]:
+    """A quantized matrix under the builder's names, as transformers' names; a packed one part by part.
+
+    Args:
+        names: what it may be called, without what a quantizer put behind it.
+        operator: reads it.
+        height: number of its outputs.
+
+    Yields:
+        A name, and the outputs that it means; None where it means all.
+    """
+    for name in names:
+        parameter = _QUANTIZED.fullmatch(name)
+        if parameter is None:
+            continue
+        tensor = f"{_checkpoint_module(parameter[1])}.weight"
+        yield tensor, None
+        if parameter[1].endswith(_PACKED):
+            for letter, window in zip("qkv", _windows(_heads(operator.outputs[0]), height, 1), strict=False):
+                yield tensor.replace(".qkv_proj.", f".{letter}_proj."), window
+
+
 def _checkpoint_module(module: str) -> str:
     return re.sub(r"\.attn\.", ".self_attn.", f"{module}.")[:-1]
 
 
 def _packed(value: ir.Value) -> list[Window]:
     """The parts of queries, keys and values; none where no operator says how many heads they have."""
-    heads = _heads(value)
     shape = shape_of(value)
-    if heads is None or not shape or shape[-1] % sum(heads):
+    return _windows(_heads(value), shape[-1], len(shape) - 1) if shape else []
+
+
+def _windows(heads: tuple[int, int, int] | None, height: int, axis: int) -> list[Window]:
+    if heads is None or height % sum(heads):
         return []
-    widths = [count * (shape[-1] // sum(heads)) for count in heads]
+    widths = [count * (height // sum(heads)) for count in heads]
     starts = accumulate(widths, initial=0)
-    return [Window(len(shape) - 1, start, width) for start, width in zip(starts, widths, strict=False)]
+    return [Window(axis, start, width) for start, width in zip(starts, widths, strict=False)]
 
 
 def _heads(value: ir.Value) -> tuple[int, int, int] | None:

@@ -68,16 +68,17 @@ class DataFiles:
 
     def array(self, tensor: ir.ExternalTensor) -> Array:
         """The elements of ``tensor``, a read-only window of the mapped file."""
-        dtype = tensor.dtype.numpy()
         if tensor.dtype.bitwidth % 8:
             raise UnsupportedError(f"{self._model}: {tensor.name!r} has the packed type {tensor.dtype.name}")
-        shape = tensor.shape.numpy()
+        array: Array = self.bytes(tensor).view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+        return array
+
+    def bytes(self, tensor: ir.ExternalTensor) -> Array:
+        """The bytes of ``tensor``, of a packed type too: U8 (bytes,), a read-only window of the mapped file."""
         begin, end = byte_range(tensor)
         if begin == end:
-            return np.zeros(shape, dtype)
-        window = np.frombuffer(self._map(self.path(tensor)), np.uint8, end - begin, begin)
-        array: Array = window.view(dtype).reshape(shape)
-        return array
+            return np.zeros(0, np.uint8)
+        return np.frombuffer(self._map(self.path(tensor)), np.uint8, end - begin, begin)
 
     def _map(self, path: Path) -> mmap.mmap:
         if path not in self._maps:

@@ -48,7 +48,7 @@ class Patch:
         """
         tensor = value.const_value
         assert tensor is not None
-        clone = self._initializer(_graph_of(value), name, tensor.dtype, shape_of(value), maker)
+        clone = self.add(_graph_of(value), name, tensor.dtype, shape_of(value), maker)
         self._redirect(value, clone, [site.path for site in sites], sites_of(value))
         if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
             _graph_of(value).initializers.pop(str(value.name))
@@ -61,7 +61,7 @@ class Patch:
         assert matrix.const_value is not None
         graph = gemms[0].graph
         assert isinstance(graph, ir.Graph)
-        bias = self._initializer(graph, name, matrix.const_value.dtype, (length,), maker)
+        bias = self.add(graph, name, matrix.const_value.dtype, (length,), maker)
         for gemm in gemms:
             gemm.resize_inputs(3)
             gemm.replace_input_with(2, bias)
@@ -79,10 +79,9 @@ class Patch:
         tensors = {**manifest.tensors, resolution.target.name: Place(str(holder.name), transposed)}
         self.model.ir.metadata_props[MANIFEST_KEY] = replace(manifest, tensors=tensors).encode()
 
-    def _initializer(
-        self, graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, ...], maker: Maker
-    ) -> ir.Value:
-        name = self._free(name)
+    def add(self, graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, ...], maker: Maker) -> ir.Value:
+        """Add an initializer, called ``name`` or something close to it, that nothing reads yet."""
+        name = self.free(name)
         tensor = ir.LazyTensor(lambda: ir.tensor(maker(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name)
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
         graph.register_initializer(value)
@@ -114,18 +113,18 @@ class Patch:
             list(node.attributes.values()),
             overload=node.overload,
             version=node.version,
-            name=self._free(f"{node.name or node.op_type}_loreg"),
+            name=self.free(f"{node.name or node.op_type}_loreg"),
             metadata_props=dict(node.metadata_props),
         )
         output, held = copy.outputs[0], node.outputs[0]
-        output.name = self._free(f"{held.name}_loreg")
+        output.name = self.free(f"{held.name}_loreg")
         output.type, output.shape = held.type, held.shape
         assert node.graph is not None
         node.graph.insert_before(node, copy)
         return output
 
-    def _free(self, name: str) -> str:
-        """``name``, or the first of ``name_1``, ``name_2`` … that nothing in the model has."""
+    def free(self, name: str) -> str:
+        """Take ``name``, or the first of ``name_1``, ``name_2`` … that nothing in the model has."""
         candidate, count = name, 0
         while candidate in self._taken:
             count += 1

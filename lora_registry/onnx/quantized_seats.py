@@ -45,6 +45,8 @@ class QuantizedSeat:
         height: length of ``out``.
         dtype: element type of the activations.
         transposed: whether the checkpoint stores the tensor the other way round; None where nothing tells.
+        codes: the quantized elements.
+        holder: the operator that reads them.
     """
 
     seat: Seat
@@ -53,7 +55,9 @@ class QuantizedSeat:
     width: int
     height: int
     dtype: str
-    transposed: bool | None = None
+    transposed: bool | None
+    codes: ir.Value
+    holder: ir.Node
 
 
 def quantized_seats(model: OnnxModel, names: Names) -> Iterator[QuantizedSeat]:
@@ -74,7 +78,8 @@ def quantized_seats(model: OnnxModel, names: Names) -> Iterator[QuantizedSeat]:
             tensor, transposed = noted.get(plain, ("", None))
             told = (tensor, *_by_scope(seat.operator, site), plain)
             candidates = tuple(dict.fromkeys(each for each in told if each))
-            yield QuantizedSeat(seat, kind, candidates, width, height, dtype, transposed)
+            codes, holder = model.initializers[name], site.path[-1][0]
+            yield QuantizedSeat(seat, kind, candidates, width, height, dtype, transposed, codes, holder)
 
 
 Found = tuple[Seat, Kind, int, int, str]

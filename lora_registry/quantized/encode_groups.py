@@ -74,7 +74,7 @@ class Affine:
 
     Attributes:
         scales: float32, with the digits that they are stored with.
-        zeros: float32 whole numbers.
+        zeros: float32, whole numbers but in ONNX models.
         codes: int16.
     """
 
@@ -112,6 +112,7 @@ def divided(groups: Groups, rows: Array, scales: Array, zeros: Array, low: int, 
     spread, zero = groups.spread(scales), groups.spread(zeros)
     codes = np.zeros_like(rows)
     np.divide(rows, spread, out=codes, where=spread != 0)
-    codes = np.clip(np.rint(codes) + zero, low, high)
+    whole = np.rint(zero)
+    codes = np.clip(np.rint(codes + (zero - whole)) + whole, low, high)
     difference = (codes - zero) * spread - rows
     return codes.astype(np.int16), groups.reduce(difference * difference, np.add)

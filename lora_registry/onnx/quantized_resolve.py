@@ -1,0 +1,209 @@
+"""Which quantized operator holds the tensor that a target changes.
+
+The names are those of :mod:`~lora_registry.onnx.quantized_seats`, and onnxruntime-genai's, whose packed queries, keys
+and values are parts of one matrix. A checkpoint confirms them, or finds what has no name: rounded to nearest, an
+element is at most half a step from the one that it was (most of them; the ends of a block may be cut off). Codes that
+a calibration chose (GPTQ, AWQ) are farther away, which a name survives as long as both matrices point the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from lora_registry.adapter import Json, Target
+from lora_registry.findings import Finding
+from lora_registry.onnx.builder import quantized_parts
+from lora_registry.onnx.evidence import VALUE_MATCH
+from lora_registry.onnx.model import OnnxModel
+from lora_registry.onnx.names import Names
+from lora_registry.onnx.quantized_seats import QuantizedSeat, quantized_seats
+from lora_registry.onnx.quantized_weight import GraphWeight, weight_of
+from lora_registry.onnx.refusal import AMBIGUOUS, NOT_FOUND, OTHER_VALUES, QUANTIZED, SHAPE, RefusalError
+from lora_registry.onnx.window import Window
+from lora_registry.ops.arrays import Array
+from lora_registry.ops.base_model import BaseModel
+from lora_registry.ops.prefix import Prefix, uniform_prefix
+
+NAME = "quantized-name"
+"""Id of the rule that goes by names of quantized operators and their tensors."""
+
+_WITHIN = 0.95  # of the elements, at most half a step away
+_SAME_WAY = 0.8  # cosine below which two matrices are not one, however it was quantized
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A quantized operator that holds the tensor of a target.
+
+    Attributes:
+        target: the target.
+        seat: the operator, and where a branch beside it goes.
+        window: the outputs that are the target's; None where they all are.
+        rules: ids of the rules that agree.
+    """
+
+    target: Target
+    seat: QuantizedSeat
+    window: Window | None
+    rules: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axis lengths of the tensor, as the target has them."""
+        height = self.seat.height if self.window is None else self.window.length
+        return (height, self.seat.width) if self.target.layout == ("out", "in") else (self.seat.width, height)
+
+    def evidence(self) -> dict[str, Json]:
+        """What people and receipts are told."""
+        node = self.seat.seat.operator
+        said: dict[str, Json] = {"name": self.seat.codes.name, "sites": [{"node": node.name, "operator": node.op_type}]}
+        if self.window is not None:
+            said["slice"] = self.window.to_json()
+        return {"rules": list(self.rules), "initializers": [said]}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Claim:
+    """A name's: this operator, or this part of its outputs."""
+
+    seat: QuantizedSeat
+    window: Window | None = None
+
+
+def attempt_quantized(
+    model: OnnxModel, targets: Sequence[Target], refused: Mapping[str, Finding], base: BaseModel | None
+) -> tuple[tuple[Held, ...], tuple[Finding, ...]]:
+    """Find the quantized operators of the targets that no float initializer holds.
+
+    Args:
+        model: the graph.
+        targets: those that were not resolved.
+        refused: why not, by target name: kept where no quantized operator has them either.
+        base: the checkpoint, if at hand.
+
+    Returns:
+        Those that were found, and a finding for each other.
+
+    Raises:
+        InconclusiveError: names fit under several prefixes.
+    """
+    finder = _Finder(model, targets, base)
+    found: list[Held] = []
+    findings: list[Finding] = []
+    for target in targets:
+        before = refused[target.name]
+        if before.rule not in (QUANTIZED, NOT_FOUND):
+            findings.append(before)
+            continue
+        try:
+            found.append(finder.find(target, before))
+        except RefusalError as refusal:
+            findings.append(Finding(refusal.rule, target.name, str(refusal)))
+    return tuple(found), tuple(findings)
+
+
+class _Finder:
+    def __init__(self, model: OnnxModel, targets: Iterable[Target], base: BaseModel | None) -> None:
+        self._model = model
+        self._seats = tuple(quantized_seats(model, Names(model)))
+        self._claims: dict[str, list[_Claim]] = {}
+        for name, claim in _claims(self._seats):
+            self._claims.setdefault(name, []).append(claim)
+        wanted = [target.name for target in targets]
+        self._prefix = uniform_prefix(wanted, self._claims) or Prefix()
+        self._base = base
+        stored = {**{name: name for name in base.names()}, **base.ties} if base is not None else {}
+        self._stored = stored
+        self._of_base = uniform_prefix(wanted, stored) or Prefix()
+        self._weights: dict[ir.Node, GraphWeight] = {}
+
+    def find(self, target: Target, before: Finding) -> Held:
+        name = self._prefix.find(target.name, self._claims)
+        known = self._known(target)
+        fitting = [
+            claim for claim in self._claims.get(name or "", ()) if claim.seat.kind is target.kind or not target.layout
+        ]
+        if not fitting and known is not None and target.layout:
+            return self._by_values(target, known, before)
+        if not fitting:
+            raise RefusalError(before.rule, before.message)
+        if len(fitting) > 1:
+            uses = ", ".join(claim.seat.seat.name for claim in fitting)
+            raise RefusalError(AMBIGUOUS, f"several quantized operators have its name: {uses}")
+        held = self._held(target, fitting[0], (NAME,))
+        if target.shape is not None and target.layout and target.shape != held.shape:
+            where = held.seat.seat.name
+            raise RefusalError(SHAPE, f"{where} is {list(held.shape)}; the adapter changes {list(target.shape)}")
+        if known is None or not target.layout or known.shape != held.shape:
+            return held
+        near, cosine = _near(self._weight(held.seat), held, known)
+        if cosine < _SAME_WAY:
+            raise RefusalError(OTHER_VALUES, f"{held.seat.seat.name} holds other values than the checkpoint, quantized")
+        return self._held(target, fitting[0], (NAME, VALUE_MATCH) if near else (NAME,))
+
+    def _by_values(self, target: Target, known: Array, before: Finding) -> Held:
+        """The one operator whose matrix is the checkpoint's, rounded."""
+        found = []
+        for seat in self._seats:
+            held = self._held(target, _Claim(seat), (VALUE_MATCH,))
+            if seat.kind is target.kind and held.shape == known.shape:
+                try:
+                    near, _ = _near(self._weight(seat), held, known)
+                except RefusalError:
+                    continue
+                found += [held] if near else []
+        if len(found) > 1:
+            uses = ", ".join(held.seat.seat.name for held in found)
+            raise RefusalError(AMBIGUOUS, f"several quantized operators hold its values: {uses}")
+        if not found:
+            raise RefusalError(before.rule, before.message)
+        return found[0]
+
+    def _known(self, target: Target) -> Array | None:
+        name = self._of_base.find(target.name, self._stored)
+        return None if name is None or self._base is None else self._base.array(self._stored[name])
+
+    def _held(self, target: Target, claim: _Claim, rules: tuple[str, ...]) -> Held:
+        return Held(target, claim.seat, claim.window, rules)
+
+    def _weight(self, seat: QuantizedSeat) -> GraphWeight:
+        if seat.holder not in self._weights:
+            self._weights[seat.holder] = weight_of(self._model, seat)
+        return self._weights[seat.holder]
+
+
+def _claims(seats: Iterable[QuantizedSeat]) -> Iterator[tuple[str, _Claim]]:
+    for seat in seats:
+        for name in seat.names:
+            yield name, _Claim(seat)
+        for name, window in quantized_parts(seat.names, seat.holder, seat.height):
+            if window is not None or name not in seat.names:
+                yield name, _Claim(seat, window)
+
+
+def values_of(weight: GraphWeight, held: Held) -> Array:
+    """The tensor of a target as its operator holds it: float32, of the target's layout."""
+    layout = held.target.layout or ("out", "in")
+    values = weight.values(layout)
+    if held.window is None:
+        return values
+    return np.take(values, held.window.indices(), layout.index("out"))
+
+
+def _near(weight: GraphWeight, held: Held, known: Array) -> tuple[bool, float]:
+    """Whether the matrix is ``known`` rounded to nearest, and the cosine of the two."""
+    wanted = known.astype(np.float32)
+    layout, axis = held.target.layout, held.target.layout.index("out")
+    steps = weight.codes.steps if layout == weight.axes else weight.codes.steps.T
+    steps = steps if held.window is None else np.take(steps, held.window.indices(), axis)
+    values = values_of(weight, held)
+    off = np.abs(values - wanted)
+    within = float(
+        np.mean(off <= steps * np.float32(0.502))
+    )  # half a step, and what the type of the scales rounds away
+    product = float(np.linalg.norm(values)) * float(np.linalg.norm(wanted))
+    return within >= _WITHIN, float(np.vdot(values, wanted)) / product if product else float(not off.any())
