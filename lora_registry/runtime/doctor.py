@@ -23,7 +23,7 @@ from lora_registry.store.location import registry_folder
 PYTHON = (3, 11)
 LITTLE_DISK = 1 << 30  # bytes free in the registry's folder below which there is a warning
 
-_REQUIRED = ("click", "ml_dtypes", "numpy", "platformdirs", "rich", "sqlalchemy", "threadpoolctl")
+_REQUIRED = ("click", "ml_dtypes", "numpy", "packaging", "platformdirs", "rich", "sqlalchemy", "threadpoolctl")
 _OPTIONAL = {"onnx": "onnx", "onnx-ir": "onnx", "onnxscript": "export", "torch": "export", "transformers": "export"}
 _WHEELS = ("onnxruntime", "onnxruntime-gpu")
 _REINSTALL = (
