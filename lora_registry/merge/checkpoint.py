@@ -104,7 +104,8 @@ class Merge:
             said.append(f"the base is quantized by {self.base.scheme}: merged into the values that it stands for")
         if self.options.requantize:
             count = len({part.weight for file in self.plan.files for part in file.parts if part.weight is not None})
-            said.append(f"{plural(count, 'changed weight')} quantized again, and every other byte left as it was")
+            where = "" if self.options.device == "cpu" else " on the CPU"
+            said.append(f"{plural(count, 'changed weight')} quantized again{where}, every other byte left as it was")
         unread = unread_note(self.base)
         said += [*([] if unread is None else [unread]), *self.plan.notes]
         if self.plan.untied and "config.json" not in self.companions.copied:
@@ -132,8 +133,6 @@ def prepare(
     check_mergeable(adapter, growth=True)
     if options.requantize and DtypeRules.parse(options.dtype).rules:
         raise UsageError("a merge that quantizes again writes every tensor in the type that it has: leave dtype away")
-    if options.requantize and options.device != "cpu":
-        raise UnsupportedError(f"weights are quantized again on the CPU only, not on {options.device}")
     stored = open_stored(base_path, adapter) if options.requantize else None
     base, out = open_view(base_path, adapter) if stored is None else stored.view, Path(out)
     watch = Watch([container.path for container in base.shards.values()])

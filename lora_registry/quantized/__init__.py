@@ -20,6 +20,6 @@
 ======================= ==================================================================
 
 What is read by ``four_bit`` is written by ``encode_four_bit``, and so on; :mod:`~.encoding` says by which rules,
-:mod:`~.encoders` which encoder is for which weight, :mod:`~.encode_groups` has what GPTQ, AWQ and compressed-tensors share,
-and :mod:`~.encode_gguf_scales` how llama.cpp finds scales.
+:mod:`~.encoders` which encoder is for which weight, :mod:`~.encode_groups` has what GPTQ, AWQ and compressed-tensors
+share, and :mod:`~.encode_gguf_scales` how llama.cpp finds scales.
 """

@@ -1,8 +1,8 @@
 """float8 written again: every block is divided by its scale and rounded to the nearest float8.
 
 With a scale of its own, the largest element of a block becomes the largest float8 (transformers 5.23, ``Fp8Quantize``);
-where all scales of a weight are powers of two, and not all 1, so is a new one. Where one scale is for the whole weight, it is kept
-while the largest element still rounds to a float8 that there is, because another scale would move every element.
+where all scales of a weight are powers of two, and not all 1, so is a new one. Where one scale is for the whole weight,
+it is kept while the largest element still rounds to a float8 that there is, because another would move every element.
 """
 
 from __future__ import annotations
