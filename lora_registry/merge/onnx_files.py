@@ -80,7 +80,7 @@ def write_files(
     model: OnnxModel,
     edits: Edits,
     out: Path,
-    annotations: Mapping[str, str],
+    annotations: Callable[[], Mapping[str, str]],
     receipt: tuple[Path, Callable[[Saved], bytes]],
     *,
     workers: int,
@@ -95,7 +95,7 @@ def write_files(
         model: the base.
         edits: what changes, already made in its graph.
         out: the ``.onnx`` to write.
-        annotations: entries for ``metadata_props``, where the graph has to be written anew.
+        annotations: makes entries for ``metadata_props``; asked where the graph is written anew.
         receipt: path and maker of the receipt, which appears with the model.
         workers: threads.
         hashed: whether data files get digests.
@@ -114,7 +114,7 @@ def write_files(
     layout = Layout.of(model, out)
     graph_record = FileRecord(model.path.name, model.path.stat().st_size, Digest.of_file(model.path))
     if not layout.data:
-        edits.patch.annotate(annotations)
+        edits.patch.annotate(annotations())
         saved: list[Saved] = []
 
         def sidecar(files: tuple[SavedFile, ...]) -> bytes:
@@ -192,7 +192,12 @@ def keeps_graph(edits: Edits, layout: Layout, data: DataPlan) -> bool:
 
 
 def _write_graph(
-    model: OnnxModel, edits: Edits, layout: Layout, data: DataPlan, annotations: Mapping[str, str], folder: Path
+    model: OnnxModel,
+    edits: Edits,
+    layout: Layout,
+    data: DataPlan,
+    annotations: Callable[[], Mapping[str, str]],
+    folder: Path,
 ) -> None:
     path = folder / layout.out.name
     if keeps_graph(edits, layout, data):
@@ -204,7 +209,7 @@ def _write_graph(
         update_checksums(proto, lambda location: _sha1(folder / location))
         write_bytes(path, proto.SerializeToString(deterministic=True))
         return
-    edits.patch.annotate(annotations)
+    edits.patch.annotate(annotations())
     placed = {value: _placed(value.const_value, *place, folder) for value, place in data.appended.items()}
     for edit in edits.all:
         if not isinstance(edit.before, ir.ExternalTensor) or not edit.nbytes:

@@ -6,7 +6,7 @@ The graph is resolved as a whole before anything is computed, and written only i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +111,7 @@ class OnnxMerge:
         verdict: how the adapter fits.
         resolutions: where its targets are.
         edits: what changes, already made in the graph.
-        annotations: entries for the metadata of the output.
+        annotations: makes the entries for the metadata of the output, for which it reads what the targets change.
         notes: decisions that the options do not tell by themselves.
     """
 
@@ -122,7 +122,7 @@ class OnnxMerge:
     verdict: Verdict
     resolutions: tuple[Resolution, ...]
     edits: Edits
-    annotations: Mapping[str, str]
+    annotations: Callable[[], Mapping[str, str]]
     notes: tuple[str, ...]
 
     def write(
@@ -215,7 +215,6 @@ def prepare_onnx(
     fitted = fit(adapter, checkpoint if checkpoint is not None and confirmed else view)
     fitted.require(f"adapter and {model.path}", exact=options.require_exact)
     identity = content_digest(adapter)
-    annotations = _metadata(model, identity, view, adapter, fitted.verdict)
     return OnnxMerge(
         adapter=identity,
         model=model,
@@ -224,7 +223,7 @@ def prepare_onnx(
         verdict=fitted.verdict,
         resolutions=resolutions,
         edits=Edits(model, resolutions),
-        annotations=annotations,
+        annotations=lambda: _metadata(model, identity, view, adapter, fitted.verdict),
         notes=_notes(resolutions, fitted, options.tied),
     )
 
