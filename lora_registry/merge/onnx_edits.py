@@ -133,12 +133,14 @@ class Edits:
         patch: the graph.
         all: what changes, in the order of the targets.
         structural: whether nodes or initializers were added, so that the graph is another one.
+        kept: records of changes for which no initializer is edited: they are kept beside a quantized weight.
     """
 
     def __init__(self, model: OnnxModel, resolutions: Sequence[Resolution]) -> None:
         self.patch = Patch(model)
         self.all: list[Edit] = []
         self.structural = False
+        self.kept: list[TensorRecord] = []
         self._model = model
         self._base = ResolvedBase(model, tuple(resolutions))
         self._by_use: dict[tuple[ir.Value, frozenset[Site]], Edit] = {}
@@ -151,7 +153,7 @@ class Edits:
 
     def records(self) -> tuple[TensorRecord, ...]:
         """One record for every target of every initializer that was written; complete once the files are."""
-        return tuple(record for edit in self.all for record in edit.records())
+        return (*(record for edit in self.all for record in edit.records()), *self.kept)
 
     def elements(self, edit: Edit) -> Array:
         """The new elements of an edit, in memory."""

@@ -21,13 +21,14 @@ from lora_registry.merge.fit import Fit, Verdict, fit
 from lora_registry.merge.onnx_data import Packs, plan_data
 from lora_registry.merge.onnx_edits import Edits
 from lora_registry.merge.onnx_files import Layout, Saved, keeps_graph, write_files
+from lora_registry.merge.onnx_quantized import LEAST_RETENTION, Resolved, resolve_all
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.receipt import Receipt, receipt_path
 from lora_registry.merge.retention import check_share, require_retention
 from lora_registry.onnx.evidence import VALUE_MATCH
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.onnx.resolution import Resolution, ResolvedBase
-from lora_registry.onnx.resolve import resolve
+from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.fingerprint import target_fingerprint
 from lora_registry.ops.mergeable import check_mergeable
 from lora_registry.ops.tied import TiedPolicy, policy_for
@@ -52,6 +53,7 @@ def merge_onnx(
     tied: TiedPolicy = "untie",
     require_exact: bool = False,
     hashed: bool = True,
+    requantize: bool = False,
     min_retention: float | None = None,
     workers: int | None = None,
     durable: bool = True,
@@ -74,7 +76,10 @@ def merge_onnx(
         tied: what happens to a tensor that is read both as embedding rows and as the matrix of the head.
         require_exact: refuse unless fingerprints prove that this is the base the adapter was made for.
         hashed: whether the receipt gets digests of the data files; without, nobody can check the merge by it.
-        min_retention: from 0 to 1; refuse if less than this share of any target's change survives the rounding.
+        requantize: merge into quantized weights and quantize them again in their own form; without, their changes
+            are kept beside them, as two constants that the graph multiplies by.
+        min_retention: from 0 to 1; refuse if less than this share of any target's change survives the rounding. None
+            takes a half for weights that are quantized again, and nothing for others.
         workers: threads, where the base has external data; None takes one for each processor, four at most.
         durable: wait until the output is on the disk before it takes its name.
         overwrite: whether outputs may exist.
@@ -83,17 +88,16 @@ def merge_onnx(
 
     Raises:
         InvalidInputError: a target was not found, or does not fit; carries a finding for each.
-        UnsupportedError: the targets are quantized, or read by operators that loreg does not know; the adapter has
-            a gate, or a change cannot be merged.
+        UnsupportedError: the targets are quantized in a form that is not read, or their changes cannot be kept beside
+            them; or operators that loreg does not know read them; the adapter has a gate, or a change cannot be merged.
         InconclusiveError: the adapter's names fit the graph in several ways.
         IntegrityError: less of a change survived than ``min_retention`` asks for.
         ConflictError: an output exists; or a tensor is tied, and ``tied`` is ``error``.
         NotAllowedError, NotFoundError, MachineError: see
             :func:`~lora_registry.merge.onnx_files.write_files`.
     """
-    merge = prepare_onnx(
-        adapter, model_path, out, MergeOptions(tied=tied, require_exact=require_exact, hashed=hashed), base=base
-    )
+    options = MergeOptions(tied=tied, require_exact=require_exact, hashed=hashed, requantize=requantize)
+    merge = prepare_onnx(adapter, model_path, out, options, base=base)
     return merge.write(
         min_retention=min_retention, workers=workers, durable=durable, overwrite=overwrite, progress=progress
     )
@@ -109,7 +113,7 @@ class OnnxMerge:
         out: the ``.onnx`` to write.
         options: what shapes the output.
         verdict: how the adapter fits.
-        resolutions: where its targets are.
+        resolved: where its targets are.
         edits: what changes, already made in the graph.
         annotations: makes the entries for the metadata of the output, for which it reads what the targets change.
         notes: decisions that the options do not tell by themselves.
@@ -120,7 +124,7 @@ class OnnxMerge:
     out: Path
     options: MergeOptions
     verdict: Verdict
-    resolutions: tuple[Resolution, ...]
+    resolved: Resolved
     edits: Edits
     annotations: Callable[[], Mapping[str, str]]
     notes: tuple[str, ...]
@@ -142,7 +146,7 @@ class OnnxMerge:
         receipts: list[Receipt] = []
 
         def receipt_of(saved: Saved) -> bytes:
-            require_retention(self.edits.records(), min_retention)
+            self._require(min_retention)
             receipts.append(self._receipt(saved))
             return receipts[0].encode()
 
@@ -160,6 +164,13 @@ class OnnxMerge:
         )
         return receipts[0]
 
+    def _require(self, least: float | None) -> None:
+        """Refuse a loss, which what is quantized again has a limit for even where the caller names none."""
+        records = self.edits.records()
+        if least is None:
+            records = tuple(record for record in records if record.parts)
+        require_retention(records, LEAST_RETENTION if least is None else least)
+
     def _receipt(self, saved: Saved) -> Receipt:
         return Receipt(
             kind="onnx",
@@ -170,6 +181,8 @@ class OnnxMerge:
             options=self.options.to_json(),
             tensors=self.edits.records(),
             notes=self.notes,
+            view=None if self.resolved.scheme is None else self.resolved.scheme.to_json(),
+            cautions=self.resolved.cautions(again=self.options.requantize),
         )
 
     def to_json(self) -> dict[str, Json]:
@@ -183,7 +196,7 @@ class OnnxMerge:
             "graph": "kept" if keeps_graph(self.edits, layout, data) else "written anew",
             "files": files,
             "bytes": {"merge": sum(edit.nbytes for edit in self.edits.all)},
-            "targets": {resolution.target.name: resolution.evidence() for resolution in self.resolutions},
+            "targets": {each.target.name: each.evidence() for each in (*self.resolved.floats, *self.resolved.held)},
             "notes": list(self.notes),
         }
 
@@ -202,38 +215,49 @@ def prepare_onnx(
         UnsupportedError: an option is not for ONNX models.
     """
     check_mergeable(adapter)
-    known = MergeOptions(tied=options.tied, require_exact=options.require_exact, hashed=options.hashed)
+    known = MergeOptions(
+        tied=options.tied,
+        require_exact=options.require_exact,
+        hashed=options.hashed,
+        requantize=options.requantize,
+    )
     if options.to_json() != known.to_json():
-        raise UnsupportedError(
-            "an ONNX model takes none of the options dtype, allow_new, allow_growth, requantize, device"
-        )
-    model = OnnxModel.open(model_path)
+        raise UnsupportedError("an ONNX model takes none of the options dtype, allow_new, allow_growth, device")
+    model, again = OnnxModel.open(model_path), options.requantize
     checkpoint = open_base(base) if base is not None else None
-    resolutions = resolve(model, adapter, base=checkpoint, tied=options.tied)
-    view = ResolvedBase(model, resolutions)
-    confirmed = checkpoint is not None and all(VALUE_MATCH in resolution.rules for resolution in resolutions)
-    fitted = fit(adapter, checkpoint if checkpoint is not None and confirmed else view)
+    resolved = resolve_all(model, adapter, checkpoint, options.tied, again=again)
+    fitted = _fit(adapter, resolved, checkpoint)
     fitted.require(f"adapter and {model.path}", exact=options.require_exact)
     identity = content_digest(adapter)
+    edits = Edits(model, resolved.floats)
+    resolved.apply(edits, again=again)
     return OnnxMerge(
         adapter=identity,
         model=model,
         out=Path(out),
         options=options,
         verdict=fitted.verdict,
-        resolutions=resolutions,
-        edits=Edits(model, resolutions),
-        annotations=lambda: _metadata(model, identity, view, adapter, fitted.verdict),
-        notes=_notes(resolutions, fitted, options.tied),
+        resolved=resolved,
+        edits=edits,
+        annotations=lambda: _metadata(resolved, identity, adapter, fitted.verdict),
+        notes=(*_notes(resolved.floats, fitted, options.tied), *resolved.notes(again=again)),
     )
 
 
-def _metadata(
-    model: OnnxModel, identity: Digest, view: ResolvedBase, adapter: Adapter, verdict: Verdict
-) -> dict[str, str]:
+def _fit(adapter: Adapter, resolved: Resolved, checkpoint: BaseModel | None) -> Fit:
+    """How the adapter fits; a checkpoint whose values the graph holds stands for the graph."""
+    held = {each.target.name for each in resolved.held}
+    if checkpoint is not None and not held and all(VALUE_MATCH in each.rules for each in resolved.floats):
+        return fit(adapter, checkpoint)
+    return fit(adapter, resolved.view(), scheme=resolved.scheme, computed=held.__contains__)
+
+
+def _metadata(resolved: Resolved, identity: Digest, adapter: Adapter, verdict: Verdict) -> dict[str, str]:
     """What the output says about itself; adapters that were merged earlier stay named."""
-    earlier = model.ir.metadata_props.get(ADAPTER_KEY)
-    prints = {target.name: _print(target, view, proven=verdict is Verdict.EXACT) for target in adapter}
+    earlier = resolved.model.ir.metadata_props.get(ADAPTER_KEY)
+    view, proven = ResolvedBase(resolved.model, resolved.floats), verdict is Verdict.EXACT
+    floats = {each.target.name: _print(each.target, view, proven=proven) for each in resolved.floats}
+    prints = {target.name: each for target in adapter if (each := (floats | resolved.prints).get(target.name))}
     document: Json = {"fingerprint": str(root_digest(prints)), "verdict": verdict.value}
     return {
         ADAPTER_KEY: f"{earlier} {identity}" if earlier else str(identity),
