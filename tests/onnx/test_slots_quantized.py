@@ -106,7 +106,11 @@ def test_patterns_find_quantized_weights(floating: Path, tmp_path: Path) -> None
     nbits(floating, base, QuantFormat.QOperator)
     manifest = add_slots(base, tmp_path / "made.onnx", patterns=["*.weight"]).manifest
     assert set(manifest.slots) == {"layer.weight", "table.weight"}
-    assert manifest.slots["layer.weight"].fingerprint is None or manifest.slots["layer.weight"].kind is Kind.LINEAR
+    assert {name: slot.kind for name, slot in manifest.slots.items()} == {
+        "layer.weight": Kind.LINEAR,
+        "table.weight": Kind.EMBEDDING,
+    }
+    assert manifest.slots["layer.weight"].fingerprint is None  # no float values of it are there
 
 
 def test_an_input_that_is_never_a_number_is_refused(floating: Path, tmp_path: Path) -> None:
