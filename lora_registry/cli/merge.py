@@ -56,7 +56,8 @@ loreg merge support/tone:1 --base ./base -o ./again --replay ./merged/loreg-rece
     "--min-retention",
     type=click.FloatRange(0, 1),
     metavar="SHARE",
-    help="Refuse unless this share of every change survives the output's dtype, such as 0.9.",
+    help="Refuse unless this share of every change survives the output's dtype, such as 0.9.  [default: 0.5 of ONNX "
+    "weights that --requantize changes, else none]",
 )
 @click.option(
     "--tied",
@@ -80,7 +81,8 @@ loreg merge support/tone:1 --base ./base -o ./again --replay ./merged/loreg-rece
     "--requantize",
     is_flag=True,
     help="Of a quantized base, quantize the changed weights again as they were, and leave the rest alone; four bits "
-    "keep little of a small change (see --min-retention).  [default: write everything as BF16]",
+    "keep little of a small change (see --min-retention).  [default: write everything as BF16; of an ONNX model, keep "
+    "the change beside the quantized weight, where nothing of it is lost]",
 )
 @click.option(
     "--device",
@@ -158,7 +160,6 @@ def merge(
             allow_new=allow_new,
             allow_growth=allow_growth,
             resume=resume,
-            requantize=requantize,
             device=device != "cpu",
         )
         if output.suffix != ".onnx":

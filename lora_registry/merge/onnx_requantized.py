@@ -88,7 +88,7 @@ def requantize(model: OnnxModel, edits: Edits, targets: Sequence[Held]) -> None:
     whole = weight.values(("out", "in")).copy()
     for each in targets:
         rows = wanted[each.target.name]
-        whole[_outputs(each)] = rows if _layout(each) == ("out", "in") else rows.T
+        whole[_outputs(each)] = rows if each.layout == ("out", "in") else rows.T
     try:
         changed = weight.changed(whole, ("out", "in"))
     except InvalidInputError as error:
@@ -101,10 +101,6 @@ def requantize(model: OnnxModel, edits: Edits, targets: Sequence[Held]) -> None:
         edits.all += made
     else:
         edits.kept += told  # a change of nothing
-
-
-def _layout(held: Held) -> tuple[str, ...]:
-    return held.target.layout or ("out", "in")
 
 
 def _outputs(held: Held) -> slice | Array:

@@ -158,7 +158,7 @@ def _gain(targets: Sequence[Held], values: Values) -> Array:
         if "magnitude" not in target.tensors:
             continue
         whole = values(held).astype(np.float64) + delta(target)
-        norms = np.linalg.norm(whole, axis=target.layout.index("in"))
+        norms = np.linalg.norm(whole, axis=held.layout.index("in"))
         if not norms.all():
             raise InvalidInputError(f"{target.name}: an output of the changed weight is zero, and cannot be scaled")
         gain[_outputs(held)] = to_array(target.tensors["magnitude"]).astype(np.float64).reshape(-1) / norms

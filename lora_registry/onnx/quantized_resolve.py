@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from lora_registry.adapter import Json, Target
+from lora_registry.adapter import Json, Kind, Target
 from lora_registry.findings import Finding
 from lora_registry.onnx.builder import quantized_parts
 from lora_registry.onnx.evidence import VALUE_MATCH
@@ -23,6 +23,7 @@ from lora_registry.onnx.names import Names
 from lora_registry.onnx.quantized_seats import QuantizedSeat, quantized_seats
 from lora_registry.onnx.quantized_weight import GraphWeight, weight_of
 from lora_registry.onnx.refusal import AMBIGUOUS, NOT_FOUND, OTHER_VALUES, QUANTIZED, SHAPE, RefusalError
+from lora_registry.onnx.sites import Axes
 from lora_registry.onnx.window import Window
 from lora_registry.ops.arrays import Array
 from lora_registry.ops.base_model import BaseModel
@@ -32,6 +33,8 @@ NAME = "quantized-name"
 """Id of the rule that goes by names of quantized operators and their tensors."""
 
 _WITHIN = 0.95  # of the elements, at most half a step away
+_HALF = np.float32(0.502)  # a step, and what the type of the scales rounds away
+_SAMPLED = 8  # outputs
 _SAME_WAY = 0.8  # cosine below which two matrices are not one, however it was quantized
 
 
@@ -52,10 +55,24 @@ class Held:
     rules: tuple[str, ...]
 
     @property
+    def layout(self) -> Axes:
+        """The order of the target's axes; of a whole value, which has none, that of the checkpoint."""
+        if self.target.layout:
+            return self.target.layout
+        if self.seat.kind is Kind.EMBEDDING or self.seat.transposed is False:
+            return ("in", "out")
+        turned = self.seat.transposed is None and self.target.shape == (self.seat.width, self.height)
+        return ("in", "out") if turned and self.height != self.seat.width else ("out", "in")
+
+    @property
+    def height(self) -> int:
+        """Number of the target's outputs."""
+        return self.seat.height if self.window is None else self.window.length
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Axis lengths of the tensor, as the target has them."""
-        height = self.seat.height if self.window is None else self.window.length
-        return (height, self.seat.width) if self.target.layout == ("out", "in") else (self.seat.width, height)
+        return (self.height, self.seat.width) if self.layout == ("out", "in") else (self.seat.width, self.height)
 
     def evidence(self) -> dict[str, Json]:
         """What people and receipts are told."""
@@ -72,6 +89,15 @@ class _Claim:
 
     seat: QuantizedSeat
     window: Window | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sample:
+    """Some outputs of a quantized matrix: their numbers, and what they hold, float32 (outputs, in)."""
+
+    outputs: Array
+    values: Array
+    steps: Array
 
 
 def attempt_quantized(
@@ -100,13 +126,24 @@ def attempt_quantized(
             findings.append(before)
             continue
         try:
-            found.append(finder.find(target, before))
+            found.append(_alone(finder.find(target, before), found))
         except RefusalError as refusal:
             findings.append(Finding(refusal.rule, target.name, str(refusal)))
     return tuple(found), tuple(findings)
 
 
+def _alone(held: Held, others: Iterable[Held]) -> Held:
+    """``held``, if no other target changes the same outputs of its operator."""
+    for other in others:
+        beside = held.window is not None and other.window is not None and not held.window.overlaps(other.window)
+        if other.seat.holder is held.seat.holder and not beside:
+            raise RefusalError(AMBIGUOUS, f"{held.seat.seat.name} computes for {other.target.name!r} as well")
+    return held
+
+
 class _Finder:
+    """The names and the values of one graph."""
+
     def __init__(self, model: OnnxModel, targets: Iterable[Target], base: BaseModel | None) -> None:
         self._model = model
         self._seats = tuple(quantized_seats(model, Names(model)))
@@ -119,14 +156,13 @@ class _Finder:
         stored = {**{name: name for name in base.names()}, **base.ties} if base is not None else {}
         self._stored = stored
         self._of_base = uniform_prefix(wanted, stored) or Prefix()
-        self._weights: dict[ir.Node, GraphWeight] = {}
+        self._samples: dict[ir.Node, _Sample | None] = {}
 
     def find(self, target: Target, before: Finding) -> Held:
         name = self._prefix.find(target.name, self._claims)
         known = self._known(target)
-        fitting = [
-            claim for claim in self._claims.get(name or "", ()) if claim.seat.kind is target.kind or not target.layout
-        ]
+        claims = self._claims.get(name or "", ())
+        fitting = [claim for claim in claims if claim.seat.kind is target.kind or not target.layout]
         if not fitting and known is not None and target.layout:
             return self._by_values(target, known, before)
         if not fitting:
@@ -135,14 +171,20 @@ class _Finder:
             uses = ", ".join(claim.seat.seat.name for claim in fitting)
             raise RefusalError(AMBIGUOUS, f"several quantized operators have its name: {uses}")
         held = self._held(target, fitting[0], (NAME,))
-        if target.shape is not None and target.layout and target.shape != held.shape:
-            where = held.seat.seat.name
+        where = held.seat.seat.name
+        if target.shape is not None and target.shape != held.shape:
             raise RefusalError(SHAPE, f"{where} is {list(held.shape)}; the adapter changes {list(target.shape)}")
-        if known is None or not target.layout or known.shape != held.shape:
+        square = held.seat.kind is Kind.LINEAR and held.height == held.seat.width and held.seat.transposed is None
+        if not target.layout and square:
+            raise RefusalError(AMBIGUOUS, f"{where} is square, and nothing tells which way round the value is")
+        if known is None or known.shape != held.shape:
             return held
-        near, cosine = _near(self._weight(held.seat), held, known)
+        try:
+            near, cosine = _near(weight_of(self._model, held.seat), held, known)
+        except RefusalError:
+            return held  # in a form that is not read, so that nothing can be compared
         if cosine < _SAME_WAY:
-            raise RefusalError(OTHER_VALUES, f"{held.seat.seat.name} holds other values than the checkpoint, quantized")
+            raise RefusalError(OTHER_VALUES, f"{where} holds other values than the checkpoint, quantized")
         return self._held(target, fitting[0], (NAME, VALUE_MATCH) if near else (NAME,))
 
     def _by_values(self, target: Target, known: Array, before: Finding) -> Held:
@@ -150,12 +192,8 @@ class _Finder:
         found = []
         for seat in self._seats:
             held = self._held(target, _Claim(seat), (VALUE_MATCH,))
-            if seat.kind is target.kind and held.shape == known.shape:
-                try:
-                    near, _ = _near(self._weight(seat), held, known)
-                except RefusalError:
-                    continue
-                found += [held] if near else []
+            if seat.kind is target.kind and held.shape == known.shape and self._looks_like(held, known):
+                found += [held] if _near(weight_of(self._model, seat), held, known)[0] else []
         if len(found) > 1:
             uses = ", ".join(held.seat.seat.name for held in found)
             raise RefusalError(AMBIGUOUS, f"several quantized operators hold its values: {uses}")
@@ -163,17 +201,34 @@ class _Finder:
             raise RefusalError(before.rule, before.message)
         return found[0]
 
+    def _looks_like(self, held: Held, known: Array) -> bool:
+        """Whether a few outputs are near enough that all of them are worth a look; no weight is read twice for that."""
+        axis = held.layout.index("out")
+        if held.seat.holder not in self._samples:
+            self._samples[held.seat.holder] = self._sample(held.seat)
+        sample = self._samples[held.seat.holder]
+        if sample is None:
+            return False
+        chosen = np.take(known, sample.outputs, axis).astype(np.float32)
+        off = np.abs(sample.values - (chosen if axis == 0 else chosen.T))
+        return float(np.mean(off <= sample.steps * _HALF)) >= _WITHIN
+
+    def _sample(self, seat: QuantizedSeat) -> _Sample | None:
+        try:
+            weight = weight_of(self._model, seat)
+        except RefusalError:
+            return None
+        outputs = np.unique(np.linspace(0, seat.height - 1, _SAMPLED, dtype=np.int64))
+        values, steps = weight.values(("out", "in")), weight.codes.steps
+        steps = steps if weight.axes == ("out", "in") else steps.T
+        return _Sample(outputs, values[outputs].copy(), steps[outputs].copy())
+
     def _known(self, target: Target) -> Array | None:
         name = self._of_base.find(target.name, self._stored)
         return None if name is None or self._base is None else self._base.array(self._stored[name])
 
     def _held(self, target: Target, claim: _Claim, rules: tuple[str, ...]) -> Held:
         return Held(target, claim.seat, claim.window, rules)
-
-    def _weight(self, seat: QuantizedSeat) -> GraphWeight:
-        if seat.holder not in self._weights:
-            self._weights[seat.holder] = weight_of(self._model, seat)
-        return self._weights[seat.holder]
 
 
 def _claims(seats: Iterable[QuantizedSeat]) -> Iterator[tuple[str, _Claim]]:
@@ -187,7 +242,7 @@ def _claims(seats: Iterable[QuantizedSeat]) -> Iterator[tuple[str, _Claim]]:
 
 def values_of(weight: GraphWeight, held: Held) -> Array:
     """The tensor of a target as its operator holds it: float32, of the target's layout."""
-    layout = held.target.layout or ("out", "in")
+    layout = held.layout
     values = weight.values(layout)
     if held.window is None:
         return values
@@ -197,7 +252,7 @@ def values_of(weight: GraphWeight, held: Held) -> Array:
 def _near(weight: GraphWeight, held: Held, known: Array) -> tuple[bool, float]:
     """Whether the matrix is ``known`` rounded to nearest, and the cosine of the two."""
     wanted = known.astype(np.float32)
-    layout, axis = held.target.layout, held.target.layout.index("out")
+    layout, axis = held.layout, held.layout.index("out")
     steps = weight.codes.steps if layout == weight.axes else weight.codes.steps.T
     steps = steps if held.window is None else np.take(steps, held.window.indices(), axis)
     values = values_of(weight, held)
