@@ -37,6 +37,12 @@ def named(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"torch's {device.type}"
 
 
+def settle(device: torch.device) -> None:
+    """Wait until nothing is under way on the device; what failed there until now is raised here."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def free_memory(device: torch.device) -> tuple[int, int] | None:
     """Bytes of memory that are free on the device, and all of them; None where it has none of its own."""
     if device.type != "cuda":

@@ -26,7 +26,7 @@ import torch
 
 from lora_registry.device.failures import device_errors
 from lora_registry.device.figures import COUNT
-from lora_registry.device.opening import free_memory, named
+from lora_registry.device.opening import free_memory, named, settle
 from lora_registry.device.workspace import ELEMENT, Workspace
 from lora_registry.errors import MachineError
 from lora_registry.ops.arrays import Array
@@ -81,20 +81,16 @@ class Pipeline:
             yield
         finally:
             with suppress(RuntimeError):  # of a device that is lost, which has been told already
-                self._settle()  # after an error, steps may be under way in these buffers
+                settle(self.device)  # after an error, steps may be under way in these buffers
             self._lanes, self._workspace = SimpleQueue(), None
 
     def _allocate(self, read: int, written: int, elements: int) -> None:
         for count in (elements, (elements + 1) // 2):
             try:
-                workspace = Workspace(count, self._bytes(ELEMENT * count))
-                lanes = [self._lane(read, written) for _ in range(LANES)]
+                self._reserve(read, written, count)
             except torch.OutOfMemoryError:
                 continue
-            self._workspace = workspace
-            for lane in lanes:
-                self._lanes.put(lane)
-            self._settle()  # what used this memory before, on other streams than ours
+            settle(self.device)  # what used this memory before, on other streams than ours
             return
         free, total = free_memory(self.device) or (0, 0)
         needed = LANES * (read + written) + ELEMENT * ((elements + 1) // 2)
@@ -103,17 +99,20 @@ class Pipeline:
             "end what else uses it, or compute on the CPU"
         )
 
-    def _settle(self) -> None:
-        """Wait until nothing is under way on the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def _reserve(self, read: int, written: int, elements: int) -> None:
+        """All of the memory or none: what was got before there was no more of it must not be in the way of less."""
+        workspace = Workspace(elements, self._bytes(ELEMENT * elements))
+        lanes = [self._lane(read, written) for _ in range(LANES)]
+        self._workspace = workspace
+        for lane in lanes:
+            self._lanes.put(lane)
 
     def _bytes(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def _lane(self, read: int, written: int) -> _Lane:
         figures = torch.zeros(COUNT, dtype=torch.float64, device=self.device)
-        told = torch.zeros(COUNT, dtype=torch.float64, pin_memory=self.device.type == "cuda")
+        told = torch.zeros(COUNT, dtype=torch.float64, device="cpu", pin_memory=self.device.type == "cuda")
         events = [_Event(self.device) for _ in range(3)]
         return _Lane(self._bytes(read), self._bytes(written), figures, told, *events)
 
@@ -141,7 +140,7 @@ class Pipeline:
         if self.device.type != "cuda":
             return np.empty(size, np.uint8)
         with device_errors(self.device):
-            pinned: Array = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+            pinned: Array = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True).numpy()
         return pinned
 
     def run(self, read: Array, out: Array, compute: Compute) -> list[float]:

@@ -21,6 +21,7 @@ from lora_registry.device.change import Change
 from lora_registry.device.elements import dtype_name, from_tensor, write_rounded
 from lora_registry.device.failures import device_errors
 from lora_registry.device.figures import COUNT, is_sound, sums_of
+from lora_registry.device.opening import settle
 from lora_registry.device.precision import full_precision
 from lora_registry.device.workspace import Workspace
 from lora_registry.errors import ConflictError, InvalidInputError, MachineError, UnsupportedError
@@ -103,9 +104,13 @@ def merge_resident(
             return Resident({name: made[job.name].view(job.shape) for job in jobs for name in job.names}, measured)
         measured = _measure(jobs, {})
         try:
-            return Resident({name: tensor for job in jobs for name, tensor in _write(job, weights).items()}, measured)
+            written = {name: tensor for job in jobs for name, tensor in _write(job, weights).items()}
+            for device in {job.weight.device for job in jobs}:
+                with device_errors(device):
+                    settle(device)  # what fails later than it is asked for
         except MachineError as error:
             raise MachineError(f"{error}; some weights are merged and some are not: load them anew") from error
+        return Resident(written, measured)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

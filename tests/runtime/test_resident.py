@@ -207,6 +207,19 @@ def test_a_device_that_fails_while_it_writes_says_so(monkeypatch: pytest.MonkeyP
         )
 
 
+def test_a_device_that_fails_after_it_was_asked_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU tells of a failure when somebody waits for it; nobody else would until the weights are used."""
+
+    def fails(device: torch.device) -> None:
+        raise torch.AcceleratorError(f"CUDA error: unspecified launch failure on {device}")
+
+    monkeypatch.setattr(resident, "settle", fails)
+    weights = {"w": weight(TARGETS["linear"], torch.bfloat16)}
+    merge_resident(Adapter(targets=(TARGETS["linear"],)), weights)
+    with pytest.raises(MachineError, match=r"^cpu failed: CUDA error: unspecified.*load them anew$"):
+        merge_resident(Adapter(targets=(TARGETS["linear"],)), weights, in_place=True)
+
+
 def test_precision_is_what_it_was() -> None:
     """TF32 is off while something is computed, and on again afterwards where it was on."""
     from lora_registry.device.precision import full_precision
