@@ -109,8 +109,8 @@ def verify(
         InconclusiveError: the adapter changes nothing that could be seen, a target's module never ran, or
             the reference is not finite.
         UsageError: fewer than one sample, or a tolerance that is not positive.
-        UnsupportedError: the adapter has a gate or grows the vocabulary, or the two models have no comparable inputs
-            and outputs.
+        UnsupportedError: the merged model is quantized and no tolerance is given; the adapter has a gate or grows the
+            vocabulary, or the two models have no comparable inputs and outputs.
         InvalidInputError: the adapter does not fit the base, or a file is broken.
         MachineError: the provider does not run here.
         MissingPackageError: torch, transformers, numpy or onnxruntime is not installed.
@@ -121,11 +121,14 @@ def verify(
         require(package, "export")
     from lora_registry.ops.mergeable import check_applicable
     from lora_registry.runtime.compare import agreement
+    from lora_registry.runtime.quantized import refuse_quantized
     from lora_registry.runtime.samples import draw
     from lora_registry.runtime.torch_model import load
 
     if adapter is not None:
         check_applicable(adapter, "no merged model can be like it")
+    if tolerance is None:
+        refuse_quantized(merged)
     subject = _Folder(merged) if merged.is_dir() else _OnnxFile(merged, provider)
     model = load(base)
     rows = [row for target in adapter or () for row in target.rows]
