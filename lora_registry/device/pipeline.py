@@ -7,6 +7,9 @@ download; the computation has one workspace, since its stream does one block aft
 before the first block, on no stream that frees it, and given back after the last, so that nothing has to be recorded
 with the allocator.
 
+What a tensor needs before its first block, its factors above all, is made on a fourth stream: on that of the
+computations, every new tensor would hold up the blocks of those that are under way.
+
 The threads that call :meth:`Pipeline.run` wait in it for their own block, and let go of the interpreter lock.
 
 On a device without streams (torch's CPU) each step is done when it is asked for.
@@ -61,7 +64,7 @@ class Pipeline:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._upload, self._compute, self._download = (_Stream(device) for _ in range(3))
+        self._upload, self._compute, self._download, self._preparation = (_Stream(device) for _ in range(4))
         self._lanes: SimpleQueue[_Lane] = SimpleQueue()
         self._workspace: Workspace | None = None
         self._computing = Lock()
@@ -123,13 +126,18 @@ class Pipeline:
         return self._workspace.elements
 
     def prepare(self, make: Callable[[], _Made]) -> _Made:
-        """Make what computations use again and again; its memory belongs to their stream, which frees it in order.
+        """Make what computations use again and again: complete when this returns, so that any stream may use it.
+
+        Nothing else waits for it. It must be kept until the last :meth:`run` that uses it has returned.
 
         Raises:
             MachineError: the device failed.
         """
-        with device_errors(self.device), self._computing, self._compute.current():
-            return make()
+        with device_errors(self.device):
+            with self._preparation.current():
+                made = make()
+            self._preparation.settle()
+        return made
 
     def buffer(self, size: int) -> Array:
         """Memory of this machine that the device reads and writes by itself, uint8 (size,).
@@ -209,6 +217,11 @@ class _Stream:
             return nullcontext()
         current: AbstractContextManager[None] = torch.cuda.stream(self._stream)
         return current
+
+    def settle(self) -> None:
+        """Wait until everything that was asked for is done."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
     def mark(self, event: _Event) -> None:
         """Let ``event`` happen when everything that was asked for until now is done."""
