@@ -25,8 +25,9 @@ def test_small(tmp_path: Path) -> None:
     before = kept.read_bytes() if kept.exists() else None
     said = run("--small", "--scratch", str(tmp_path))
     for what in (
-        "copy both, each direction",
-        "merge, blocks in pinned memory",
+        "copy, both, each direction",
+        "merge, blocks, in pinned memory",
+        "merge, files, cuda, no hash",
         "merge, resident, in place",
         "bar 0.8:",
     ):
@@ -35,6 +36,13 @@ def test_small(tmp_path: Path) -> None:
     assert "TIES of three" in said
     assert (kept.read_bytes() if kept.exists() else None) == before
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_part(tmp_path: Path) -> None:
+    """The others are left out, so that a machine that is lent for minutes measures what it has time for."""
+    said = run("--small", "--scratch", str(tmp_path), "--part", "copies")
+    assert "copy, both, each direction" in said
+    assert "merge" not in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
