@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from lora_registry.adapter import Json
 from lora_registry.errors import ConflictError, NotFoundError
+from lora_registry.merge.threads import join_begun
 from lora_registry.ops.fidelity import Sums
 
 NAME = "journal.jsonl"
@@ -44,22 +45,30 @@ class Journal:
         self._changed = Condition()
         self._closing = False
         self._error: BaseException | None = None
-        self._thread = Thread(target=self._run, name="loreg-journal")
+        # Python waits for other threads when it ends: one whose end an interrupt took away would keep it forever.
+        self._thread = Thread(target=self._run, name="loreg-journal", daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # an interrupt reaches this thread while it waits for the other to begin
+            self._close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close()
+        if error is None and self._error is not None:
+            raise self._error
+
+    def _close(self) -> None:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        join_begun([self._thread])
         os.close(self._descriptor)
-        if error is None and self._error is not None:
-            raise self._error
 
     def finished(self, file: str, block: int, figures: Sums | None) -> None:
         """Note that a block was written; it stands in the journal after the next sync.

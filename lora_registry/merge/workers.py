@@ -16,6 +16,7 @@ from lora_registry.merge.kernel import Room
 from lora_registry.merge.output import Output, Slot
 from lora_registry.merge.processor import Processor
 from lora_registry.merge.ranges import Block, Largest
+from lora_registry.merge.threads import join_begun
 from lora_registry.ops.fidelity import Sums
 
 Report = Callable[[Output, Block, Sums | None, bool], None]
@@ -52,15 +53,14 @@ class Workers:
         """
         self._work = iter(work)
         threads = [Thread(target=self._guarded, name=f"loreg-merge-{number}") for number in range(self._count)]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             for thread in threads:
                 thread.join()
         finally:  # an interrupt of the user reaches the thread that waits
             self._stop(None)
-            for thread in threads:
-                thread.join()
+            join_begun(threads)
         if self._error is not None:
             raise self._error
 

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -267,6 +268,27 @@ def test_what_stands_in_the_journal_was_synced_before(tmp_path: Path) -> None:
         opened.finished("a", 0, None)
     assert seen == [length]
     assert path.stat().st_size > length
+
+
+@pytest.mark.parametrize("name", ["loreg-journal", "loreg-merge-0", "loreg-merge-1"])
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_interrupt_while_a_thread_begins_leaves_none_behind(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, begun: bool
+) -> None:
+    """Such a thread would keep the process from ending, or write into files that are closed."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if thread.name != name or begun:
+            start(thread)
+        if thread.name == name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        merge_checkpoint(adapter_for(4, 2048), base, tmp_path / "out", workers=2)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loreg-")]
+    assert [path.name for path in tmp_path.iterdir()] == [base.name]
 
 
 def test_a_merge_that_does_not_wait_for_the_disk_is_the_same(base: Path, tmp_path: Path) -> None:
