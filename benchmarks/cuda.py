@@ -182,8 +182,10 @@ class Bench:
             ("cpu, no hash", MergeOptions(hashed=False), None),
             ("cpu", MergeOptions(), None),
         ):
-            work = partial(merged, adapter, base, self._root / options.device, options, workers)
-            speeds |= told("merge, files", {name: stored / 1e9 / median(work, warm=False)})
+            out = self._root / options.device
+            work = partial(merge_checkpoint, adapter, base, out, options, workers=workers, durable=False)
+            seconds = median(work, before=partial(shutil.rmtree, out, ignore_errors=True), warm=False)
+            speeds |= told("merge, files", {name: stored / 1e9 / seconds})
         off = differing(adapter, self._root / "cuda", self._root / "cpu")
         say(f"CPU and GPU wrote differently: {off}")
         return {"bytes": stored, "gb_s": speeds, "differing": off}
@@ -231,12 +233,13 @@ def machine(device: torch.device) -> dict[str, object]:
     }
 
 
-def median(work: Callable[[], object], *, warm: bool = True) -> float:
-    """Seconds of the median of some rounds, after one that warms up if so asked."""
+def median(work: Callable[[], object], *, before: Callable[[], object] = int, warm: bool = True) -> float:
+    """Seconds of ``work``, the median of some rounds, after one that warms up if so asked; ``before`` is not timed."""
     if warm:
         work()
     taken = []
     for _ in range(ROUNDS):
+        before()
         start = time.perf_counter()
         work()
         taken.append(time.perf_counter() - start)
@@ -304,13 +307,6 @@ def piped(device: torch.device, adapter: Adapter) -> float:
 
         seconds = median(all_threads)
     return sum(2 * (stop - start) for _, start, stop in work) / 1e9 / seconds
-
-
-def merged(adapter: Adapter, base: Path, out: Path, options: MergeOptions, workers: int | None = None) -> None:
-    """One merge of files; the last one's output makes room first."""
-    if out.exists():
-        shutil.rmtree(out)
-    merge_checkpoint(adapter, base, out, options, workers=workers, durable=False)
 
 
 def differing(adapter: Adapter, gpu: Path, cpu: Path) -> dict[str, float]:
