@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,11 +24,12 @@ from lora_registry.merge.plan import FilePlan, Part
 from lora_registry.merge.processor import Processor
 from lora_registry.merge.ranges import Block, Treatment, blocks_of, ranges_of
 from lora_registry.merge.receipt import FileRecord, TensorRecord
-from lora_registry.merge.requantize import Requantization
 from lora_registry.ops.arrays import Array, as_bytes, numpy_dtype
 from lora_registry.ops.fidelity import Fidelity, Sums, fidelity
-from lora_registry.quantized.encoders import encoder_for
-from lora_registry.quantized.encoding import Piece
+
+if TYPE_CHECKING:  # the encoders are imported where they are needed: a tenth of the start of a merge
+    from lora_registry.merge.requantize import Requantization
+    from lora_registry.quantized.encoding import Piece
 
 CLONED = -1
 """In the journal, the number of a block that is the whole file: it was made as a clone of the base's."""
@@ -224,6 +226,8 @@ class Output:
 
     def _encode(self, block: Block) -> Sums | None:
         """See to it that all parts of a weight that lie in this file were written; its first block has its figures."""
+        from lora_registry.merge.requantize import Requantization
+
         part = block.range.part
         assert part is not None
         assert part.weight is not None
@@ -283,6 +287,8 @@ class Output:
         """Name of the tensor that a target changes, what its elements are, and the names that it is stored under."""
         if part.weight is None:
             return part.name, part.entry.dtype, ()
+        from lora_registry.quantized.encoders import encoder_for
+
         encoder = encoder_for(self._base.weight(part.weight), part.weight)
         return part.weight, encoder.name, encoder.parts
 

@@ -9,7 +9,6 @@ from lora_registry.errors import UnsupportedError
 from lora_registry.format.container import Entry, encode_header
 from lora_registry.merge.plan import FilePlan, Part, Plan, lay_out
 from lora_registry.merge.requantized_base import StoredCheckpoint
-from lora_registry.quantized.encoders import encoder_for
 
 
 def requantized(plan: Plan, base: StoredCheckpoint) -> Plan:
@@ -22,6 +21,8 @@ def requantized(plan: Plan, base: StoredCheckpoint) -> Plan:
     Raises:
         UnsupportedError: a changed weight cannot be quantized again, or the output would need another tensor.
     """
+    from lora_registry.quantized.encoders import encoder_for  # not at the start of every merge
+
     new = [part for file in plan.files for part in file.parts if part.name in plan.added]
     for part in new:
         if part.source is not None and base.view.is_computed(part.source):

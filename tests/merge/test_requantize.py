@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -455,3 +457,10 @@ def test_the_command_quantizes_again(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "1 changed weight quantized again" in " ".join(result.output.split())
     assert open_container(tmp_path / "out/model.safetensors").entries["m.weight"].dtype == "I8"
+
+
+def test_other_merges_import_no_encoder() -> None:
+    """They would be a tenth of its start."""
+    code = "import sys, lora_registry.merge.checkpoint; print(*(name for name in sys.modules if '.encode' in name))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
