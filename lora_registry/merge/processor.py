@@ -33,7 +33,7 @@ class Processor(Protocol):
         """How many elements a block of ``part`` has, more or less. The same in every run, or no merge is resumed."""
 
     def ready(self, largest: Largest) -> AbstractContextManager[object]:
-        """A context in which blocks of up to ``largest`` are computed, and after which nothing is held.
+        """A context in which blocks of up to ``largest`` are computed, and after which nothing of it is in use.
 
         Raises:
             MachineError: there is not enough memory for them.
