@@ -9,8 +9,16 @@
 :mod:`~.change`          what a target does to its base tensor, in torch
 :mod:`~.adapted`         a model with an adapter beside its weights
 :mod:`~.resident`        an adapter merged into weights that torch holds, where they are
+:mod:`~.model_inputs`    inputs of a model by name, with their axes
 :mod:`~.signature`       inputs and outputs of an exported model
+:mod:`~.signature_pair`  an encoder-decoder as two graphs
+:mod:`~.trace`           a module as a graph, and where its tensors are in it
 :mod:`~.export`          PyTorch to ONNX, with names that stay
+:mod:`~.export_merge`    an adapter merged on export
+:mod:`~.export_place`    where an export goes, whole or not at all
+:mod:`~.export_folder`   what an exported folder holds beside the graphs
+:mod:`~.export_report`   what an export wrote
+:mod:`~.genai_config`    how onnxruntime-genai runs an exported decoder
 :mod:`~.onnx_write`      the exported graph on disk
 :mod:`~.probe_model`     one MatMul as bytes, to prove a provider with
 :mod:`~.ort`             ONNX Runtime sessions that run where they were asked to
@@ -20,6 +28,7 @@
 :mod:`~.adapter_pool`    many adapters in memory, one session, one choice a request
 :mod:`~.batched`         one run, and an adapter of its own for each row
 :mod:`~.generate`        decoding with a KV cache
+:mod:`~.encoder_decoder` an exported encoder-decoder, run
 :mod:`~.samples`         inputs to compare models with
 :mod:`~.compare`         how far two outputs are apart
 :mod:`~.verify`          is the merged model base + adapter?

@@ -1,18 +1,16 @@
-"""An exported graph on disk: cleaned of what the exporter tells about this machine, whole or not at all."""
+"""An exported graph on disk, cleaned of what the exporter tells about this machine."""
 
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from lora_registry.errors import NotFoundError
-from lora_registry.format.files import refuse_existing, staging_folder, storage_errors, sync_folder
 from lora_registry.onnx.scope import SCOPES
+from lora_registry.runtime.export_place import data_path
 
 ONE_FILE_BYTES = 16 << 20
 """Weights up to this size stand in the ``.onnx`` itself; larger ones in ``<name>.onnx.data`` beside it."""
@@ -66,56 +64,15 @@ def _unwrapped(scopes: list[str], inner: str) -> list[str]:
     return ["" if scope == inner else scope.removeprefix(f"{inner}.") for scope in kept]
 
 
-def data_path(path: Path) -> Path:
-    """Where the weights of ``path`` go when they do not stand in it."""
-    return path.with_name(f"{path.name}.data")
-
-
-def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse, before any work, to write over what exists or where nothing can be written.
+def save(model: ir.Model, path: Path) -> None:
+    """Save ``model``, with its weights beside it where they are large; the folder must be one that nobody reads yet.
 
     Raises:
-        NotFoundError: the folder of ``path`` does not exist.
-        ConflictError: the file or its data file exists, and ``overwrite`` is false.
+        OSError: the disk is full, or failed.
     """
-    if not path.parent.is_dir():
-        raise NotFoundError(f"no such folder: {path.parent}")
-    if not overwrite:
-        refuse_existing(path, data_path(path))
-
-
-def write(model: ir.Model, path: Path, *, overwrite: bool = False) -> list[Path]:
-    """Save ``model``; its data file, if it has one, is in place before the model that points to it.
-
-    Returns:
-        The files written: the model, then the data file.
-
-    Raises:
-        ConflictError: a file exists and ``overwrite`` is false.
-        NotFoundError: the folder of ``path`` does not exist.
-        NotAllowedError: the folder may not be written.
-        MachineError: the disk is full, or failed.
-    """
-    check_free(path, overwrite=overwrite)
     external = _weight_bytes(model.graph.initializers.values()) > ONE_FILE_BYTES
-    # Both files bear their final names in the staging folder, so that the location inside the model is right.
-    with storage_errors(path), staging_folder(path) as staging:
-        ir.save(model, staging / path.name, external_data=data_path(path).name if external else None)
-        names = [data_path(path).name, path.name] if external else [path.name]
-        for name in names:
-            _sync(staging / name)
-        if not external:
-            data_path(path).unlink(missing_ok=True)  # of the model that is overwritten
-        for name in names:
-            (staging / name).replace(path.with_name(name))
-        sync_folder(path.parent)
-    return [path, data_path(path)] if external else [path]
+    ir.save(model, path, external_data=data_path(path).name if external else None)
 
 
 def _weight_bytes(values: Iterable[Any]) -> int:
     return sum(value.const_value.nbytes for value in values if value.const_value is not None)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())

@@ -6,25 +6,32 @@ Decoders take the KV cache as plain tensors, ``past_key_values.{layer}.key`` and
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lora_registry.errors import UnsupportedError
+from lora_registry.runtime.model_inputs import SIZES, examples, free_axes
 from lora_registry.runtime.torch_model import Task, TorchModel
 
 INNER = "wrapped"
 """Attribute under which a view holds the model; the exporter puts it before every name, and export takes it off."""
 
-_BATCH, _SEQUENCE, _PAST = 2, 4, 3  # of the traced example; different, so that no axis passes for another
+MODEL = "model"
+"""Name of the graph of a model that is one."""
+
+Shape = tuple[int, int]
+"""Heads and head size of a cached tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What the exporter is given.
+    """What the exporter is given for one graph.
 
     Attributes:
+        name: of the file in an output folder, without ``.onnx``.
         view: a module whose positional inputs and flat outputs are those of the ONNX file.
         examples: positional inputs to trace with.
         dynamic_shapes: free axes of each of them, as ``torch.export`` takes them.
@@ -32,6 +39,7 @@ class Signature:
         output_names: names, the KV cache flattened.
     """
 
+    name: str
     view: torch.nn.Module
     examples: tuple[Any, ...]
     dynamic_shapes: tuple[Any, ...]
@@ -39,13 +47,17 @@ class Signature:
     output_names: tuple[str, ...]
 
 
-def signature_of(model: TorchModel) -> Signature:
-    """The signature of the ONNX file that is made from ``model``.
+def signatures_of(model: TorchModel) -> tuple[Signature, ...]:
+    """The signatures of the ONNX files that are made from ``model``: one, or two of an encoder-decoder.
 
     Raises:
         UnsupportedError: a decoder that keeps something else than keys and values, such as a state.
     """
-    return _decoder(model) if model.task is Task.DECODER else _encoder(model)
+    if model.task is Task.ENCODER_DECODER:
+        from lora_registry.runtime.signature_pair import encoder_and_decoder
+
+        return encoder_and_decoder(model)
+    return (_decoder(model) if model.task is Task.DECODER else _encoder(model),)
 
 
 class _EncoderView(torch.nn.Module):  # type: ignore[misc]  # torch is Any to mypy
@@ -57,8 +69,8 @@ class _EncoderView(torch.nn.Module):  # type: ignore[misc]  # torch is Any to my
         self.names, self.outputs = model.inputs, model.outputs
         self.options = {"use_cache": False} if getattr(model.module.config, "use_cache", None) is not None else {}
 
-    def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None) -> tuple[Any, ...]:
-        given = dict(zip(self.names, (input_ids, attention_mask, token_type_ids), strict=False))
+    def forward(self, first: Any, second: Any = None, third: Any = None) -> tuple[Any, ...]:
+        given = dict(zip(self.names, (first, second, third), strict=False))
         result = self.wrapped(**given, **self.options)
         return tuple(result[name] for name in self.outputs)
 
@@ -81,7 +93,7 @@ class _DecoderView(torch.nn.Module):  # type: ignore[misc]
         return result.logits, [(layer.keys, layer.values) for layer in result.past_key_values.layers]
 
 
-def cache_shapes(model: TorchModel) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def cache_shapes(model: TorchModel) -> list[tuple[Shape, Shape]]:
     """(heads, head size) of the key and of the value of every layer, found by running one token.
 
     Raises:
@@ -90,8 +102,17 @@ def cache_shapes(model: TorchModel) -> list[tuple[tuple[int, int], tuple[int, in
     token = torch.zeros((1, 1), dtype=torch.int64)
     with torch.no_grad():
         result = model.module(input_ids=token, use_cache=True)
+    return shapes_of(getattr(result.get("past_key_values"), "layers", ()), model)
+
+
+def shapes_of(layers: Iterable[Any], model: TorchModel) -> list[tuple[Shape, Shape]]:
+    """(heads, head size) of the key and of the value of the layers of one of transformers' caches.
+
+    Raises:
+        UnsupportedError: a layer keeps something else than keys and values, or there is none.
+    """
     shapes = []
-    for layer in getattr(result.get("past_key_values"), "layers", ()):
+    for layer in layers:
         pair = (getattr(layer, "keys", None), getattr(layer, "values", None))
         if not all(isinstance(part, torch.Tensor) and part.dim() == 4 for part in pair):
             raise UnsupportedError(f"{model.architecture} keeps {type(layer).__name__}, not keys and values")
@@ -102,14 +123,26 @@ def cache_shapes(model: TorchModel) -> list[tuple[tuple[int, int], tuple[int, in
     return shapes
 
 
+def empty_cache(shapes: Iterable[tuple[Shape, Shape]], axis: str, dtype: Any) -> list[tuple[Any, ...]]:
+    """A cache of zeros to trace with: a (key, value) for each layer; ``axis`` names what stands between the heads."""
+    size = (SIZES["batch"], SIZES[axis])
+    return [
+        tuple(torch.zeros((size[0], heads, size[1], width), dtype=dtype) for heads, width in pair) for pair in shapes
+    ]
+
+
+def cache_axes(layers: int, axis: str) -> list[tuple[Any, Any]]:
+    """The free axes of :func:`empty_cache`."""
+    free = {0: torch.export.Dim("batch"), 2: torch.export.Dim(axis)}
+    return [(free,) * 2 for _ in range(layers)]
+
+
 def _encoder(model: TorchModel) -> Signature:
-    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
-    ones = torch.ones((_BATCH, _SEQUENCE), dtype=torch.int64)
-    examples = {"input_ids": ones, "attention_mask": ones.clone(), "token_type_ids": torch.zeros_like(ones)}
     return Signature(
+        name=MODEL,
         view=_EncoderView(model),
-        examples=tuple(examples[name] for name in model.inputs),
-        dynamic_shapes=tuple({0: batch, 1: sequence} for _ in model.inputs),
+        examples=tuple(examples(model, model.inputs).values()),
+        dynamic_shapes=tuple(free_axes(model, name) for name in model.inputs),
         input_names=model.inputs,
         output_names=model.outputs,
     )
@@ -117,26 +150,20 @@ def _encoder(model: TorchModel) -> Signature:
 
 def _decoder(model: TorchModel) -> Signature:
     shapes = cache_shapes(model)
-    dim = torch.export.Dim
-    batch, sequence, past = dim("batch"), dim("sequence"), dim("past_sequence")
+    past = SIZES["past_sequence"]
+    tokens = examples(model, model.inputs)
+    tokens["attention_mask"] = torch.ones((SIZES["batch"], past + SIZES["sequence"]), dtype=torch.int64)
+    if "position_ids" in tokens:
+        tokens["position_ids"] += torch.arange(past, past + SIZES["sequence"])
+    axes = {name: free_axes(model, name) for name in model.inputs}
+    axes["attention_mask"][1] = torch.export.Dim.DYNAMIC  # past + sequence, which the exporter finds out by itself
     dtype = next(model.module.parameters()).dtype
-    positions = torch.arange(_PAST, _PAST + _SEQUENCE).expand(_BATCH, _SEQUENCE).contiguous()
-    examples = {
-        "input_ids": torch.ones((_BATCH, _SEQUENCE), dtype=torch.int64),
-        "attention_mask": torch.ones((_BATCH, _PAST + _SEQUENCE), dtype=torch.int64),
-        "position_ids": positions,
-    }
-    axes = {
-        "input_ids": {0: batch, 1: sequence},
-        "attention_mask": {0: batch, 1: dim.DYNAMIC},  # past + sequence, which the exporter finds out by itself
-        "position_ids": {0: batch, 1: sequence},
-    }
-    cache = [tuple(torch.zeros((_BATCH, heads, _PAST, size), dtype=dtype) for heads, size in pair) for pair in shapes]
     parts = [f"{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
     return Signature(
+        name=MODEL,
         view=_DecoderView(model),
-        examples=(tuple(examples[name] for name in model.inputs), cache),
-        dynamic_shapes=(tuple(axes[name] for name in model.inputs), [({0: batch, 2: past},) * 2 for _ in shapes]),
+        examples=(tuple(tokens.values()), empty_cache(shapes, "past_sequence", dtype)),
+        dynamic_shapes=(tuple(axes.values()), cache_axes(len(shapes), "past_sequence")),
         input_names=(*model.inputs, *(f"past_key_values.{part}" for part in parts)),
         output_names=("logits", *(f"present.{part}" for part in parts)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ class Task(StrEnum):
     ENCODER = "encoder"
     CLASSIFIER = "classifier"
     MASKED_LM = "masked-lm"
+    ENCODER_DECODER = "encoder-decoder"
+    IMAGE_CLASSIFIER = "image-classifier"
 
 
 _TASKS = {
@@ -31,14 +33,20 @@ _TASKS = {
     "ForSequenceClassification": Task.CLASSIFIER,
     "ForTokenClassification": Task.CLASSIFIER,
     "ForMaskedLM": Task.MASKED_LM,
+    "ForImageClassification": Task.IMAGE_CLASSIFIER,
+    "ModelWithProjection": Task.ENCODER,
     "Model": Task.ENCODER,  # last: "LMHeadModel" ends so too
 }
+_ENCODER_DECODERS = ("ForConditionalGeneration", "MTModel")  # MarianMTModel
 
-DTYPES = {"float32": "F32", "float16": "F16", "F32": "F32", "F16": "F16"}
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 """Element types in which loreg loads and exports, under torch's and safetensors' names.
 
-ONNX Runtime's CPU provider has next to no bfloat16 kernels, so that nothing could be proved of such a file.
+ONNX Runtime's CPU provider has next to no bfloat16 kernels, so that a BF16 file runs on CUDA alone.
 """
+
+_MAIN_INPUTS = ("input_ids", "pixel_values", "input_features")
+"""What a model may take first: tokens, images, or the spectrum of a sound, of encoder-decoders alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +58,31 @@ class TorchModel:
         task: what it computes.
         architecture: class name, as ``config.json`` has it.
         folder: where it was loaded from.
+        outputs: names of the outputs, without the KV cache.
     """
 
     module: Any
     task: Task
     architecture: str
     folder: Path
+    outputs: tuple[str, ...]
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the token inputs that the model takes, without the KV cache."""
+        """Names of the inputs, without the KV cache and, of an encoder-decoder, without those of the decoder."""
+        main = self.module.main_input_name
         accepted = inspect.signature(self.module.forward).parameters
+        if main != "input_ids":
+            return (main,)
         names = ["input_ids", "attention_mask"]
         if self.task is Task.DECODER:
             names += ["position_ids"] if "position_ids" in accepted else []
         # RoBERTa takes token types and has one; its tokenizers, and so its callers, give none.
         elif "token_type_ids" in accepted and getattr(self.module.config, "type_vocab_size", 0) > 1:
             names.append("token_type_ids")
+        if "pixel_values" in accepted:  # CLIP: texts and images
+            names.append("pixel_values")
         return tuple(names)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs, without the KV cache."""
-        if self.task is not Task.ENCODER:
-            return ("logits",)
-        has_pooler = getattr(self.module, "pooler", None) is not None
-        return ("last_hidden_state", "pooler_output") if has_pooler else ("last_hidden_state",)
 
 
 def load(folder: Path, *, dtype: str = "float32") -> TorchModel:
@@ -96,7 +103,7 @@ def load(folder: Path, *, dtype: str = "float32") -> TorchModel:
     from lora_registry.merge.base import open_base
 
     if dtype not in DTYPES:
-        raise UnsupportedError(f"models run in float32 or float16, not in {dtype}")
+        raise UnsupportedError(f"models run in float32, float16 or bfloat16, not in {dtype}")
     config = read_config(folder)
     architecture = _architecture(folder, config)
     task = task_of(architecture, config, folder)
@@ -111,11 +118,24 @@ def load(folder: Path, *, dtype: str = "float32") -> TorchModel:
         # of transformers' ways through a mixture of experts, the one without a loop that depends on the data
         options["experts_implementation"] = "batched_mm"
     module = _from_pretrained(model_class, folder, options)
-    if module.main_input_name != "input_ids":
-        raise UnsupportedError(
-            f"{folder}: {architecture} takes {module.main_input_name}; loreg runs models of token ids"
-        )
-    return TorchModel(module.eval().requires_grad_(requires_grad=False), task, architecture, folder)
+    main = module.main_input_name
+    if main not in _MAIN_INPUTS or (main == "input_features" and task is not Task.ENCODER_DECODER):
+        raise UnsupportedError(f"{folder}: {architecture} takes {main}; loreg runs models of token ids and of images")
+    model = TorchModel(module.eval().requires_grad_(requires_grad=False), task, architecture, folder, ("logits",))
+    return replace(model, outputs=_outputs(model)) if task is Task.ENCODER else model
+
+
+def _outputs(model: TorchModel) -> tuple[str, ...]:
+    """The tensors that a bare model gives, found by running it on one small input."""
+    torch = require("torch", "export")
+    from lora_registry.runtime.model_inputs import examples
+
+    try:
+        with torch.no_grad(), quiet():
+            result = model.module(**examples(model, model.inputs))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise UnsupportedError(f"{model.folder}: {model.architecture} does not run: {first_line(error)}") from error
+    return tuple(name for name, value in result.items() if isinstance(value, torch.Tensor))
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
@@ -141,10 +161,15 @@ def task_of(architecture: str, config: Mapping[str, Any], folder: Path) -> Task:
     """What the architecture computes, by its name.
 
     Raises:
-        UnsupportedError: the name tells no task that loreg runs, or the model has both encoder and decoder.
+        UnsupportedError: the name tells no task that loreg runs.
     """
-    if config.get("is_encoder_decoder"):
-        raise UnsupportedError(f"{folder}: {architecture} has an encoder and a decoder, which loreg does not run")
+    if config.get("is_encoder_decoder") and not architecture.endswith("EncoderModel"):  # T5EncoderModel is half of one
+        if architecture.endswith(_ENCODER_DECODERS):
+            return Task.ENCODER_DECODER
+        raise UnsupportedError(
+            f"{folder}: {architecture} has an encoder and a decoder; loreg runs those that generate, "
+            f"{', '.join('*' + suffix for suffix in _ENCODER_DECODERS)}"
+        )
     for suffix, task in _TASKS.items():
         if architecture.endswith(suffix):
             return task

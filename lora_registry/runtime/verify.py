@@ -96,7 +96,7 @@ def verify(
     """Compare a merged model with base + unmerged adapter.
 
     Args:
-        merged: an ``.onnx`` file, or a Hugging Face folder.
+        merged: an ``.onnx`` file, a folder that ``loreg export`` wrote, or a Hugging Face folder.
         base: the Hugging Face folder of the base.
         adapter: what was merged; None to compare with the base itself, as after an export.
         provider: where an ONNX file runs, a key of :data:`lora_registry.runtime.ort.PROVIDERS`.
@@ -129,10 +129,10 @@ def verify(
         check_applicable(adapter, "no merged model can be like it")
     if tolerance is None:
         refuse_quantized(merged)
-    subject = _Folder(merged) if merged.is_dir() else _OnnxFile(merged, provider)
+    subject = _subject(merged, provider)
     model = load(base)
     rows = [row for target in adapter or () for row in target.rows]
-    drawn = draw(model.module.config, model.task, samples, seed, rows=rows)
+    drawn = draw(model, samples, seed, rows=rows)
     plain = None if adapter is None else _run_torch(model, drawn)
     wanted = _run_torch(model, drawn) if adapter is None else _reference(model, adapter, drawn, tied)
     del model
@@ -190,15 +190,17 @@ def _run_torch(model: TorchModel, drawn: Samples) -> Outputs:
     from lora_registry.runtime.torch_model import Task
 
     known = drawn.inputs
-    feeds: dict[str, Any] = {name: torch.from_numpy(known[name]) for name in model.inputs}
-    if model.task is Task.DECODER:
+    names = (*model.inputs, "decoder_input_ids") if model.task is Task.ENCODER_DECODER else model.inputs
+    feeds: dict[str, Any] = {name: torch.from_numpy(known[name]) for name in names}
+    decodes = model.task in (Task.DECODER, Task.ENCODER_DECODER)
+    if decodes:
         feeds["use_cache"] = False
     with torch.no_grad():
         result = model.module(**feeds)
     arrays = {name: result[name].float().numpy() for name in model.outputs}
-    if model.task is not Task.DECODER:
+    if not decodes:
         return {name: _rows(array, drawn.mask) for name, array in arrays.items()}
-    return _split(arrays["logits"], drawn.mask)
+    return _split(arrays["logits"], drawn.tokens)
 
 
 def _split(logits: Any, mask: Any) -> Outputs:
@@ -212,6 +214,17 @@ def _split(logits: Any, mask: Any) -> Outputs:
 def _rows(array: Any, mask: Any) -> Any:
     """(rows, width): of each token that is not padding, or of each sequence."""
     return array[mask == 1] if array.shape[:2] == mask.shape and array.ndim == 3 else array
+
+
+def _subject(merged: Path, provider: str) -> _Folder | _OnnxFile | _Pair:
+    from lora_registry.runtime.encoder_decoder import is_pair
+
+    if not merged.is_dir():
+        return _OnnxFile(merged, provider)
+    if is_pair(merged):
+        return _Pair(merged, provider)
+    whole = merged / "model.onnx"
+    return _OnnxFile(whole, provider) if whole.is_file() else _Folder(merged)
 
 
 class _Folder:
@@ -253,7 +266,7 @@ class _OnnxFile:
         known = drawn.inputs
         if inputs - known.keys():
             raise UnsupportedError(f"verify does not know the input {min(inputs - known.keys())}")
-        result = ort.run(self._session, {name: known[name] for name in inputs})
+        result = ort.run(self._session, _fed(self._session, known))
         if CACHED in names and "logits" in result:
             return _split(result["logits"], drawn.mask)
         return {name: _rows(array, drawn.mask) for name, array in result.items() if name in names}
@@ -268,6 +281,38 @@ class _OnnxFile:
             "logits": _rows(prompt, drawn.mask[:, :-_NEW]),
             CACHED: _rows(cached, drawn.mask[:, -_NEW:]),
         }
+
+
+class _Pair:
+    """The two files of an exported encoder-decoder."""
+
+    def __init__(self, folder: Path, provider: str) -> None:
+        from lora_registry.runtime import ort
+        from lora_registry.runtime.encoder_decoder import DECODER, EncoderDecoder
+
+        self._pair = EncoderDecoder(folder, provider=provider)
+        self.provider = ort.provider_name(provider)
+        manifest = Manifest.of(self._pair.decoder.get_modelmeta().custom_metadata_map)
+        self.dtype = (manifest.dtype if manifest else None) or _weights_dtype(folder / f"{DECODER}.onnx")
+
+    def run(self, drawn: Samples, names: tuple[str, ...]) -> Outputs:
+        if drawn.decoded is None:
+            raise UnsupportedError(f"an encoder and a decoder do not give {', '.join(names)}")
+        memory = self._pair.encode(_fed(self._pair.encoder, drawn.inputs))
+        prompt, memory = self._pair.step(drawn.decoded[:, :-_NEW], memory)
+        cached, _ = self._pair.step(drawn.decoded[:, -_NEW:], memory)
+        return {
+            "logits": _rows(prompt, drawn.tokens[:, :-_NEW]),
+            CACHED: _rows(cached, drawn.tokens[:, -_NEW:]),
+        }
+
+
+def _fed(session: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a session, of images and spectra in its element type."""
+    return {
+        value.name: known[value.name].astype("float16") if value.type == "tensor(float16)" else known[value.name]
+        for value in session.get_inputs()
+    }
 
 
 def _weights_dtype(path: Path) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from exported_models import Exported
 from safetensors.torch import load_file, save_file
-from transformers import ViTConfig, ViTModel
+from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from lora_registry.errors import InvalidInputError, NotFoundError, UnsupportedError
 from lora_registry.runtime.torch_model import Task, load, task_of
@@ -86,11 +86,12 @@ def test_code_in_the_folder_never_runs(edited: Edit) -> None:
 
 
 def test_other_element_types(exported: Get) -> None:
-    """Float16 loads as such; a type in which nothing can be proved is refused."""
+    """Half precisions load as such, by either name; other types are refused."""
     folder = exported("bert").folder
     assert {parameter.dtype for parameter in load(folder, dtype="F16").module.parameters()} == {torch.float16}
-    with pytest.raises(UnsupportedError, match="not in bfloat16"):
-        load(folder, dtype="bfloat16")
+    assert {parameter.dtype for parameter in load(folder, dtype="bfloat16").module.parameters()} == {torch.bfloat16}
+    with pytest.raises(UnsupportedError, match="not in float64"):
+        load(folder, dtype="float64")
 
 
 def test_no_folder_no_config_no_json(tmp_path: Path) -> None:
@@ -160,21 +161,31 @@ def test_an_adapter_in_the_folder_is_not_loaded_unasked(edited: Edit) -> None:
 
 
 def test_models_of_something_else(tmp_path: Path) -> None:
-    """A vision model is refused by the name of its input."""
-    config = ViTConfig(
+    """A model of sounds without a decoder is refused by the name of its input."""
+    config = Wav2Vec2Config(
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
+        conv_dim=(8,),
+        conv_stride=(2,),
+        conv_kernel=(3,),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
     )
-    ViTModel(config).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedError, match="ViTModel takes pixel_values"):
+    Wav2Vec2Model(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match="Wav2Vec2Model takes input_values"):
         load(tmp_path)
 
 
 def test_the_name_tells_the_task(tmp_path: Path) -> None:
-    """``LMHeadModel`` is a decoder although it ends in ``Model``."""
+    """``LMHeadModel`` is a decoder although it ends in ``Model``; half of an encoder-decoder is an encoder."""
+    both = {"is_encoder_decoder": True}
+    assert task_of("T5ForConditionalGeneration", both, tmp_path) is Task.ENCODER_DECODER
+    assert task_of("MarianMTModel", both, tmp_path) is Task.ENCODER_DECODER
+    assert task_of("T5EncoderModel", both, tmp_path) is Task.ENCODER
+    assert task_of("ViTForImageClassification", {}, tmp_path) is Task.IMAGE_CLASSIFIER
+    with pytest.raises(UnsupportedError, match="T5Model has an encoder and a decoder"):
+        task_of("T5Model", both, tmp_path)
     assert task_of("GPT2LMHeadModel", {}, tmp_path) is Task.DECODER
     assert task_of("BertModel", {}, tmp_path) is Task.ENCODER
