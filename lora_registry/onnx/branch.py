@@ -140,9 +140,14 @@ class Branches:
             rows, _ = self._batch
             ids = self._input(IDS, np.zeros((1,), np.int64), ["rows"])
             nodes = Nodes(f"{_OWN}/adapter_of_row")
+            first = self._constant("first", np.zeros((1,), np.int64))
             shape = nodes.add("Shape", [rows], ir.DataType.INT64)
-            length = nodes.add("Gather", [shape, self._constant("first", np.zeros((1,), np.int64))])
-            self._switches[IDS] = nodes.add("Expand", [ids, length])
+            length = nodes.add("Gather", [shape, first])
+            # Gather counts a negative number from the end: the last adapter, where the caller perhaps means none.
+            beyond = self._constant("no_adapter", np.full((1,), np.iinfo(np.int64).max, np.int64))
+            is_negative = nodes.add("Less", [ids, first], ir.DataType.BOOL)
+            checked = nodes.add("Where", [is_negative, beyond, ids], ir.DataType.INT64)
+            self._switches[IDS] = nodes.add("Expand", [checked, length])
             self._first(nodes)
         return self._switches[IDS]
 

@@ -28,6 +28,8 @@ Active: TypeAlias = "str | Sequence[str] | None"
 CAPACITY = 1 << 30
 """Bytes of factors that a pool keeps, where nothing else is said."""
 
+_LARGEST = float(np.finfo(np.float32).max)  # the input is F32, where more is infinity
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -149,7 +151,7 @@ class AdapterPool:
         Raises:
             NotFoundError: no adapter of that name.
             ConflictError: two adapters have a slot in common.
-            UsageError: ``inputs`` fills a slot by itself, or ``scale`` is no finite number.
+            UsageError: ``inputs`` fills a slot by itself, or ``scale`` is no finite number in F32.
             InvalidInputError, UnsupportedError: see :func:`lora_registry.runtime.ort.run`.
         """
         if taken := self._owned & inputs.keys():
@@ -163,8 +165,8 @@ class AdapterPool:
         Raises:
             NotFoundError, ConflictError, UsageError: see :meth:`run`.
         """
-        if not np.isfinite(scale):
-            raise UsageError(f"the scale {scale} is no finite number")
+        if not abs(scale) <= _LARGEST:  # so that NaN is none of them
+            raise UsageError(f"the scale {scale} is no finite number in F32")
         names = () if adapter is None else (adapter,) if isinstance(adapter, str) else tuple(adapter)
         parts = [(name, self._values(name).values) for name in names]
         clash = overlap(parts)

@@ -25,6 +25,7 @@ from lora_registry.onnx.slot_factors import factors_for
 from lora_registry.onnx.slot_manifest import IDS, SCALE
 from lora_registry.onnx.slot_stack import stacked
 from lora_registry.onnx.slots import add_slots, slots_of
+from lora_registry.runtime.ort import run
 
 RANDOM = np.random.default_rng(0)
 W = RANDOM.standard_normal((6, 4)).astype(np.float32)
@@ -347,6 +348,19 @@ def test_every_row_has_its_own_adapter(tmp_path: Path, shape: tuple[int | str, .
     np.testing.assert_array_equal(y[1], plain[0][1])
     (alike,) = session.run(None, {**inputs, **stacks, IDS: np.array([1])})
     np.testing.assert_allclose(alike, plain[0] + inputs["x"] @ switchable.change(LINEAR).T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [-1, -2, 2])
+def test_a_number_that_no_adapter_has_is_refused(tmp_path: Path, number: int) -> None:
+    """W-011, W-013: below 0 as well as beyond the last; -1 is not the last adapter."""
+    base, made = batched_product(tmp_path / "base.onnx"), tmp_path / "made.onnx"
+    adapter = Adapter(targets=(LINEAR,))
+    result = add_slots(base, made, adapters=[adapter], batched=True)
+    feeds = {"x": np.ones((1, 3, 6), np.float32), **stacked(result.manifest, [adapter])}
+    session = switchable.open_cpu(made)
+    run(session, {**feeds, IDS: np.array([1])})
+    with pytest.raises(InvalidInputError, match="out of data bounds"):
+        run(session, {**feeds, IDS: np.array([number])})
 
 
 def test_batched_embeddings(tmp_path: Path) -> None:

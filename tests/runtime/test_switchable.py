@@ -206,8 +206,9 @@ def test_scale(scene: Scene, pool: AdapterPool) -> None:
     halved = pool.run(scene.inputs, "three", scale=0.5)["logits"]
     assert switchable.relative(halved, pool.run(scene.inputs, "half")["logits"]) < CLOSE
     assert switchable.relative(pool.run(scene.inputs, "three", scale=0)["logits"], scene.logits[None]) < CLOSE
-    with pytest.raises(UsageError, match="no finite number"):
-        pool.run(scene.inputs, "three", scale=float("inf"))
+    for unusable in (float("inf"), float("nan"), 1e39):
+        with pytest.raises(UsageError, match="no finite number"):
+            pool.run(scene.inputs, "three", scale=unusable)
 
 
 def test_several_at_once_have_no_slot_in_common(scene: Scene, pool: AdapterPool) -> None:
