@@ -23,7 +23,6 @@ from lora_registry.errors import (
 )
 from lora_registry.format.files import (
     claim,
-    from_os_error,
     open_file,
     refuse_existing,
     staging_folder,
@@ -94,10 +93,8 @@ def _rebuild(model: Path, patch: Path, out: Path, progress: Progress | None, *, 
 
 
 def _opened(patch: Path) -> IO[bytes]:
-    try:
+    with storage_errors(patch):
         return open_file(patch)
-    except OSError as error:
-        raise from_os_error(error, patch) from None
 
 
 def _outputs(side: Side, out: Path) -> dict[str, Path]:

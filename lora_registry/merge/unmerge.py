@@ -14,7 +14,6 @@ from lora_registry.digest import Digest
 from lora_registry.errors import IntegrityError, InvalidInputError, NotAllowedError, UsageError
 from lora_registry.format.files import (
     claim,
-    from_os_error,
     open_file,
     refuse_existing,
     staging_folder,
@@ -75,10 +74,8 @@ def unmerge(merged: Path, patch: Path, out: Path, *, progress: Progress | None =
 
 
 def _opened(patch: Path) -> IO[bytes]:
-    try:
+    with storage_errors(patch):
         return open_file(patch)
-    except OSError as error:
-        raise from_os_error(error, patch) from None
 
 
 def copy_base(merged: Path, base: Path, out: Path, *, progress: Progress | None = None) -> tuple[FileRecord, ...]:
