@@ -165,7 +165,8 @@ class Output:
             release()
             return figures, not known
         read, written = self._bytes(block, slot)
-        if encoded or (known and not copied):
+        made = block.range.treatment is Treatment.HEADER  # in the plan, so that it need not be read back
+        if encoded or (known and not copied and not made):
             _read_exactly(self._write_to, written, block.begin, self.path)
         elif not known:
             if block.range.part is not None:

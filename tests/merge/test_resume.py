@@ -270,6 +270,20 @@ def test_what_stands_in_the_journal_was_synced_before(tmp_path: Path) -> None:
     assert path.stat().st_size > length
 
 
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize("dtype", ["BF16", ("touched=F64",)])
+def test_a_merge_that_makes_headers_anew_goes_on_too(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: object, *, hashed: bool
+) -> None:
+    """Another element type, like rows that are added or a quantization that ends, changes the header of a file."""
+    adapter, out = adapter_for(4, 2048), tmp_path / "out"
+    options = {"dtype": dtype, "hashed": hashed}
+    merge_checkpoint(adapter, base, tmp_path / "whole", MergeOptions(**options))  # type: ignore[arg-type]
+    cut_short(adapter, base, out, monkeypatch, **options)
+    merge_checkpoint(adapter, base, out, MergeOptions(**options), resume=True)  # type: ignore[arg-type]
+    assert digests(out) == digests(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("name", ["loreg-journal", "loreg-merge-0", "loreg-merge-1"])
 @pytest.mark.parametrize("begun", [True, False])
 def test_an_interrupt_while_a_thread_begins_leaves_none_behind(
