@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ def print_receipt(receipt: Receipt, output: Path, undo: UndoSize | None = None) 
     from lora_registry.merge.receipt import receipt_path
 
     click.echo(f"merged into {click.style(printable(str(output)), bold=True)}")
-    losses = [record.fidelity.relative_error for record in receipt.tensors if record.fidelity is not None]
+    measured = [record.fidelity.relative_error for record in receipt.tensors if record.fidelity is not None]
+    losses = [loss for loss in measured if not isnan(loss)]  # of the others, a warning speaks
     print_fields(
         [
             ("adapter", receipt.adapter),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 
 from lora_registry import __version__
@@ -115,7 +116,19 @@ class Receipt:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should know before using the output: cautions, and changes that rounding took away."""
-        return self.cautions + self._losses()
+        return self.cautions + self._immeasurable() + self._losses()
+
+    def _immeasurable(self) -> tuple[str, ...]:
+        names = [
+            record.name
+            for record in self.tensors
+            if record.fidelity is not None and isnan(record.fidelity.relative_error)
+        ]
+        if not names:
+            return ()
+        others = f", nor of {len(names) - 1} others" if len(names) > 1 else ""
+        why = "the base holds weights there that are not finite, or too large to be squared"
+        return (f"{names[0]}: {why}, so that nothing says how much of the change survived{others}",)
 
     def _losses(self) -> tuple[str, ...]:
         lossy = [

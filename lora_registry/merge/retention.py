@@ -40,6 +40,6 @@ def require_retention(records: Iterable[TensorRecord], least: float | None) -> N
     worst = kept[name][1]
     advice = "Merge without --requantize" if worst.parts else "Keep them in float32 (dtype touched=F32)"
     raise IntegrityError(
-        f"{plural(len(below), 'tensor')} of {len(kept)} keep less than {least:.0%} of the change, {name} the least: "
-        f"{share:.1%} in {worst.dtype}; nothing was written. {advice}, or serve the adapter unmerged"
+        f"{plural(len(below), 'tensor')} of {len(kept)} keep less than {100 * least:.6g}% of the change, "
+        f"{name} the least: {share:.1%} in {worst.dtype}; nothing was written. {advice}, or serve the adapter unmerged"
     )

@@ -71,6 +71,21 @@ def test_a_loss_is_warned_of_or_refused(run: Run, tmp_path: Path) -> None:
     assert "of the change to w is lost in BF16; keep it in float32 (dtype touched=F32), or serve" in warned.stderr
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_base_that_is_not_finite_is_warned_of_and_counts_in_no_figure(run: Run, tmp_path: Path, value: float) -> None:
+    """What such a weight was is kept; the tensor is named, and there is no mean of no numbers."""
+    path = tmp_path / "base" / "model.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"w": np.where(np.arange(30) == 3, value, weights["w"]).astype(ml_dtypes.bfloat16)}, path)
+    merged = run()
+    assert merged.exit_code == 0
+    assert "warning  w: the base holds weights there that are not finite" in merged.stderr
+    assert "nan%" not in merged.stdout
+    refused = run("--overwrite", "--min-retention", "0.9999")
+    assert refused.exit_code == 7
+    assert "less than 99.99% of the change, w the least" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [(["--resume"], 3), (["--resume", "--no-sync"], 2), (["--workers", "0"], 2), (["--dtype", "q_proj=F32"], 2)],
