@@ -117,6 +117,31 @@ def test_a_merge_of_files(base: Path, adapter: Adapter, tmp_path: Path) -> None:
     assert np.array_equal(cpu.array("norm").view(np.uint16), gpu.array("norm").view(np.uint16))
 
 
+def test_factors_are_there_before_the_first_block(tmp_path: Path) -> None:
+    """Many small tensors, DoRA among them: those of the next one are made while blocks of others are under way."""
+    random = np.random.default_rng(0)
+    targets, tensors = [], {}
+    for number in range(60):
+        target = TARGETS[("linear", "dora", "dora, in out", "lokr")[number % 4]]
+        targets.append(replace(target, name=f"w{number}"))
+        tensors[f"w{number}"] = round_to(random.normal(size=target.shape), "BF16")
+    save_file(tensors, tmp_path / "base.safetensors")
+    for name, options in (("cpu", MergeOptions()), ("gpu", MergeOptions(device="cuda"))):
+        merge_checkpoint(
+            Adapter(targets=tuple(targets)),
+            tmp_path / "base.safetensors",
+            tmp_path / f"{name}.safetensors",
+            options,
+            workers=8,
+        )
+    cpu, gpu = (open_base(tmp_path / f"{name}.safetensors") for name in ("cpu", "gpu"))
+    off = np.concatenate(
+        [np.abs(ordered(cpu.array(name)) - ordered(gpu.array(name))).reshape(-1) for name in cpu.names()]
+    )
+    assert off.max() <= 1
+    assert np.count_nonzero(off) <= RARE * off.size
+
+
 @pytest.fixture
 def little_memory(device: torch.device) -> Iterator[None]:
     """This process may have 64 MB of the GPU."""
