@@ -77,8 +77,10 @@ def verify(
 
     Exit 7 when it does not hold, 9 when it cannot be decided.
     """
+    from lora_registry.runtime.export_place import is_export
+
     expected = open_any(adapter, registry_home).adapter if adapter is not None else None
-    if merged.suffix == ".onnx" or any(merged.glob("*.onnx")):  # a folder that loreg export wrote
+    if merged.suffix == ".onnx" or is_export(merged):
         _refuse("an ONNX file", all=every, rows=rows, one_rounding=one_rounding)
         _run(merged, base, expected, provider, tolerance, samples, seed, tied, as_json=as_json)
         return

@@ -13,6 +13,7 @@
 :mod:`~.signature`       inputs and outputs of an exported model
 :mod:`~.signature_pair`  an encoder-decoder as two graphs
 :mod:`~.trace`           a module as a graph, and where its tensors are in it
+:mod:`~.graph_repairs`   what torch's exporter gets wrong, put right
 :mod:`~.export`          PyTorch to ONNX, with names that stay
 :mod:`~.export_merge`    an adapter merged on export
 :mod:`~.export_place`    where an export goes, whole or not at all

@@ -39,12 +39,12 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         raise NotFoundError(f"no such folder: {out.parent}")
     if not overwrite:
         refuse_existing(*([out] if is_folder(out) else [out, data_path(out), receipt_of(out)]))
-    elif is_folder(out) and os.path.lexists(out) and not _is_export(out):
+    elif is_folder(out) and os.path.lexists(out) and not is_export(out):
         raise ConflictError(f"{out} exists and is not the output of an export; remove it or choose another name")
 
 
-def _is_export(folder: Path) -> bool:
-    """Whether a folder has a graph and a configuration, and no weights of any other kind."""
+def is_export(folder: Path) -> bool:
+    """Whether something is a folder with a graph and a configuration, and no weights of any other kind."""
     return (
         any(folder.glob(f"*{ONNX}"))
         and (folder / "config.json").is_file()

@@ -10,6 +10,7 @@ import torch
 
 from lora_registry.errors import IntegrityError, UnsupportedError
 from lora_registry.onnx.manifest import Place
+from lora_registry.runtime.graph_repairs import repair
 from lora_registry.runtime.names import named_tensors
 from lora_registry.runtime.onnx_write import clean
 from lora_registry.runtime.quiet import quiet
@@ -76,6 +77,7 @@ def trace(
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UnsupportedError(f"{what} cannot be exported: {first_line(error.__cause__ or error)}") from error
     assert program is not None
+    repair(program.model)
     return program.model
 
 

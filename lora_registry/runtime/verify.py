@@ -218,13 +218,13 @@ def _rows(array: Any, mask: Any) -> Any:
 
 def _subject(merged: Path, provider: str) -> _Folder | _OnnxFile | _Pair:
     from lora_registry.runtime.encoder_decoder import is_pair
+    from lora_registry.runtime.export_place import is_export
 
     if not merged.is_dir():
         return _OnnxFile(merged, provider)
-    if is_pair(merged):
-        return _Pair(merged, provider)
-    whole = merged / "model.onnx"
-    return _OnnxFile(whole, provider) if whole.is_file() else _Folder(merged)
+    if not is_export(merged):
+        return _Folder(merged)
+    return _Pair(merged, provider) if is_pair(merged) else _OnnxFile(merged / "model.onnx", provider)
 
 
 class _Folder:

@@ -204,6 +204,36 @@ def test_batch_norm_is_not_folded(tmp_path: Path) -> None:
     assert relative(run(open_session(out), {"x": x.numpy()})["y"], module.eval()(x)) < 1e-5
 
 
+class Squeezing(torch.nn.Module):
+    """Squeezes an axis of size 1 and, in vain, one of another size, and the input of a batch of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.linear(x)
+        return y.squeeze(1) * 2, y[:, :1].squeeze(1).squeeze(-1)
+
+
+def test_squeezing_in_vain(tmp_path: Path) -> None:
+    """An axis that torch leaves alone, since its size is not 1, is left alone in the graph; others go."""
+    module, out = Squeezing().eval(), tmp_path / "a.onnx"
+    batch = torch.export.Dim("batch")
+    export_module(
+        module,
+        (torch.randn(2, 4, 6),),
+        out,
+        input_names=["x"],
+        output_names=["whole", "first"],
+        dynamic_shapes=[{0: batch}],
+    )
+    x = torch.randn(3, 4, 6)
+    got = run(open_session(out), {"x": x.numpy()})
+    for name, wanted in zip(("whole", "first"), module(x), strict=True):
+        assert relative(got[name], wanted) < 1e-6
+
+
 def test_large_weights_go_beside(exported: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the size limit the weights stand in one data file that bears the model's name, and nothing else is left."""
     monkeypatch.setattr("lora_registry.runtime.onnx_write.ONE_FILE_BYTES", 1000)

@@ -124,6 +124,7 @@ def test_an_encoder_decoder_needs_a_folder(family: Get, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "encoder_model.onnx").write_bytes(b"")
+    (tmp_path / "half" / "config.json").write_bytes(b"{}")
     with pytest.raises(NotFoundError, match=r"no decoder_with_past_model\.onnx"):
         verify(tmp_path / "half", made.folder, None)
 
