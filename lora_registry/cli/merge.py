@@ -140,7 +140,7 @@ def merge(
     opened = open_any(adapter, registry_home)
     into_onnx = base.suffix == ".onnx"
     if keep_undo is not None:
-        _check_undo(keep_undo, base, dry_run=dry_run)
+        _check_undo(keep_undo, base, dry_run=dry_run, no_hash=no_hash)
     if receipt_file is not None:
         _replay(receipt_file, opened.adapter, base, output, checkpoint, workers, keep_undo, as_json=as_json)
         return
@@ -233,10 +233,12 @@ def _tell(receipt: Receipt, base: Path, output: Path, keep_undo: Path | None, *,
     print_json(receipt.to_json()) if as_json else print_receipt(receipt, output, undo)
 
 
-def _check_undo(patch: Path, base: Path, *, dry_run: bool) -> None:
+def _check_undo(patch: Path, base: Path, *, dry_run: bool, no_hash: bool) -> None:
     """Refuse, before anything is merged, a patch that could not be written afterwards."""
     if base.suffix == ".onnx" or dry_run:
         raise UsageError(f"--keep-undo is not for {'an ONNX model' if base.suffix == '.onnx' else 'a dry run'}")
+    if no_hash:
+        raise UsageError("--keep-undo is not for --no-hash: a merge is undone by the digests of its receipt")
     from lora_registry.format.files import refuse_existing
 
     refuse_existing(patch)

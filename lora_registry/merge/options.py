@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from lora_registry.adapter import Json
 from lora_registry.errors import UnsupportedError
@@ -62,11 +62,23 @@ class MergeOptions:
         """Those of a receipt: all of them, and no others.
 
         Raises:
-            UnsupportedError: one is missing, or not known here.
+            UnsupportedError: one is missing or not known here, or has a value that is not.
         """
         known = {("hash" if name == "hashed" else name): name for name in cls.__slots__}
         unknown, missing = sorted(said.keys() - known.keys()), sorted(known.keys() - said.keys())
         if unknown or missing:
             what = f"options that are not known here: {listed(unknown)}" if unknown else f"no option {listed(missing)}"
             raise UnsupportedError(f"has {what}")
+        strange = sorted(name for name, value in said.items() if not _is_known(name, value))
+        if strange:
+            raise UnsupportedError(f"has a value that is not known here of {listed(strange)}")
         return cls(**{known[name]: value for name, value in said.items()})
+
+
+def _is_known(option: str, value: object) -> bool:
+    """Whether an option, as a receipt calls it, may have a value; whether rules for dtypes are sound, they say."""
+    if option == "dtype":
+        rules = value if isinstance(value, list) else [value]
+        return value is None or all(isinstance(rule, str) for rule in rules)
+    choices = {"tied": get_args(TiedPolicy), "device": get_args(Device)}
+    return value in choices[option] if option in choices else isinstance(value, bool)

@@ -88,7 +88,13 @@ def test_a_base_that_is_not_finite_is_warned_of_and_counts_in_no_figure(run: Run
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [(["--resume"], 3), (["--resume", "--no-sync"], 2), (["--workers", "0"], 2), (["--dtype", "q_proj=F32"], 2)],
+    [
+        (["--resume"], 3),
+        (["--resume", "--no-sync"], 2),
+        (["--workers", "0"], 2),
+        (["--dtype", "q_proj=F32"], 2),
+        (["--keep-undo", "undo", "--no-hash"], 2),
+    ],
 )
 def test_options_that_cannot_be_are_refused(run: Run, tmp_path: Path, options: list[str], code: int) -> None:
     """With one line, and nothing is left."""
