@@ -13,7 +13,7 @@ from pathlib import Path
 from lora_registry import __version__
 from lora_registry.adapter import Adapter, Json, Target
 from lora_registry.digest import Digest
-from lora_registry.errors import UnsupportedError, UsageError
+from lora_registry.errors import ConflictError, UnsupportedError, UsageError
 from lora_registry.format.canonical import encode
 from lora_registry.format.identity import content_digest, root_digest
 from lora_registry.merge.base import open_base
@@ -28,6 +28,7 @@ from lora_registry.merge.retention import check_share, require_retention
 from lora_registry.onnx.evidence import VALUE_MATCH
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.onnx.resolution import Resolution, ResolvedBase
+from lora_registry.onnx.slot_manifest import KEY as SLOTS
 from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.fingerprint import target_fingerprint
 from lora_registry.ops.mergeable import check_mergeable
@@ -92,7 +93,7 @@ def merge_onnx(
             them; or operators that loreg does not know read them; the adapter has a gate, or a change cannot be merged.
         InconclusiveError: the adapter's names fit the graph in several ways.
         IntegrityError: less of a change survived than ``min_retention`` asks for.
-        ConflictError: an output exists; or a tensor is tied, and ``tied`` is ``error``.
+        ConflictError: an output exists; the model has slots; or a tensor is tied, and ``tied`` is ``error``.
         NotAllowedError, NotFoundError, MachineError: see
             :func:`~lora_registry.merge.onnx_files.write_files`.
     """
@@ -213,6 +214,7 @@ def prepare_onnx(
 
     Raises:
         UnsupportedError: an option is not for ONNX models.
+        ConflictError: the model has slots.
     """
     check_mergeable(adapter)
     known = MergeOptions(
@@ -224,6 +226,7 @@ def prepare_onnx(
     if options.to_json() != known.to_json():
         raise UnsupportedError("an ONNX model takes none of the options dtype, allow_new, allow_growth, device")
     model, again = OnnxModel.open(model_path), options.requantize
+    _refuse_slots(model)
     checkpoint = open_base(base) if base is not None else None
     resolved = resolve_all(model, adapter, checkpoint, options.tied, again=again)
     fitted = _fit(adapter, resolved, checkpoint)
@@ -242,6 +245,12 @@ def prepare_onnx(
         annotations=lambda: _metadata(resolved, identity, adapter, fitted.verdict),
         notes=(*_notes(resolved.floats, fitted, options.tied), *resolved.notes(again=again)),
     )
+
+
+def _refuse_slots(model: OnnxModel) -> None:
+    """Refuse a switchable model: its slots state the base they are for, and would go on taking that base's adapters."""
+    if SLOTS in model.ir.metadata_props:
+        raise ConflictError(f"{model.path} has slots; merge into its base, and make slots of what comes out")
 
 
 def _fit(adapter: Adapter, resolved: Resolved, checkpoint: BaseModel | None) -> Fit:

@@ -21,6 +21,7 @@ from lora_registry.adapter import Adapter, Kind, Target, Tensor
 from lora_registry.digest import Digest
 from lora_registry.errors import ConflictError, InvalidInputError, NotFoundError, UnsupportedError, UsageError
 from lora_registry.merge.base import open_base
+from lora_registry.merge.onnx_model import merge_onnx
 from lora_registry.onnx.slot_factors import factors_for
 from lora_registry.onnx.slot_manifest import IDS, SCALE
 from lora_registry.onnx.slot_stack import stacked
@@ -251,6 +252,16 @@ def test_slots_of_a_model_that_has_slots(tmp_path: Path) -> None:
     assert not (tmp_path / "again.onnx").exists()
     with pytest.raises(UnsupportedError, match="has no slots"):
         slots_of(base)
+
+
+def test_a_model_that_has_slots_is_no_base_of_a_merge(tmp_path: Path) -> None:
+    """W-014: the slots state their base, so that a merge behind them would go on taking the adapters of that base."""
+    base, made = product(tmp_path / "base.onnx"), tmp_path / "made.onnx"
+    adapter = Adapter(targets=(LINEAR,))
+    add_slots(base, made, adapters=[adapter])
+    with pytest.raises(ConflictError, match="has slots; merge into its base"):
+        merge_onnx(adapter, made, tmp_path / "merged.onnx")
+    assert not (tmp_path / "merged.onnx").exists()
 
 
 def refused(path: Path, *targets: Target) -> str:
