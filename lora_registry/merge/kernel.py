@@ -1,8 +1,9 @@
 """The arithmetic of one block: elements of the base in, elements of the output and the sums of its fidelity out.
 
 A sum is computed in a type wider than that of the output and rounded once: in float32 for types of 8 and 16 bits,
-in float64 for F32 and F64. So the result is, but for a few elements in a hundred thousand that are one unit in the
-last place off, the correctly rounded one, and does not depend on the machine's BLAS.
+in float64 for F32 and F64. So the result of a small change is, but for a few elements in a hundred thousand that are
+one unit in the last place off, the correctly rounded one, whatever the machine's BLAS. A change as large as the
+weights has more of these (spec/merging.md, section 5): float32 is only so much wider than 16 bits.
 
 Everything happens in buffers that a worker has for all of its blocks. The casts between bfloat16 and float32
 are those of ml_dtypes, which let go of the interpreter lock and beat the same by integer arithmetic (measured:
