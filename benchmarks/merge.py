@@ -47,8 +47,10 @@ import sys
 from pathlib import Path
 from loreg_converters.peft import converter
 from lora_registry.merge.checkpoint import merge_checkpoint
+from lora_registry.merge.options import MergeOptions
 base, adapter, out = map(Path, sys.argv[1:4])
-merge_checkpoint(converter.read(adapter)[0], base, out, workers=int(sys.argv[4]), **dict.fromkeys(sys.argv[5:], False))
+options, without = MergeOptions(hashed="hashed" not in sys.argv), "durable" in sys.argv
+merge_checkpoint(converter.read(adapter)[0], base, out, options, workers=int(sys.argv[4]), durable=not without)
 """
 
 PEFT = """
