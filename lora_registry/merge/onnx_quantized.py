@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from lora_registry.adapter import Adapter, Json
+from lora_registry.adapter import Adapter, Json, Kind
 from lora_registry.digest import Digest
 from lora_registry.errors import ConflictError, InvalidInputError, UnsupportedError
 from lora_registry.findings import Finding
@@ -29,7 +29,7 @@ from lora_registry.onnx.resolve import attempt
 from lora_registry.ops.arrays import Array
 from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.fingerprint import target_fingerprint
-from lora_registry.ops.tied import TiedPolicy
+from lora_registry.ops.tied import TiedPolicy, policy_for
 from lora_registry.quantized.weight import Scheme
 from lora_registry.text import plural
 
@@ -141,6 +141,8 @@ def resolve_all(
     twice = [finding for finding in findings if finding.place in found]  # resolved, and so was another
     held, findings = attempt_quantized(model, [each for each in missing if each.name not in found], refused, base)
     _refuse(model, [*twice, *findings], len(adapter.targets))
+    for each in held:
+        _refuse_tied(each, base, tied)
     forms, prints = {}, {}
     for each in held:
         try:
@@ -163,6 +165,26 @@ def _refuse(model: OnnxModel, findings: Sequence[Finding], count: int) -> None:
         raise ConflictError(f"{summary}: {findings[0]}")
     refused = UnsupportedError if all(finding.rule in UNSUPPORTED for finding in findings) else InvalidInputError
     raise refused.from_findings(summary, findings)
+
+
+def _refuse_tied(held: Held, base: BaseModel | None, tied: TiedPolicy) -> None:
+    """Refuse what would have to change a second tensor with the first, which no quantized form does.
+
+    Raises:
+        ConflictError: the tensor is tied, and ``tied`` is ``error``.
+        UnsupportedError: it is tied, and both uses are to change.
+    """
+    target, operators = held.target, {usage.node.op_type for usage in held.seat.codes.uses()}
+    ties = base.ties if base is not None else {}
+    is_tied = len(operators) > 1 or any(target.name in pair for pair in ties.items())
+    policy = policy_for(target, tied)
+    if target.kind is Kind.TOKENS or (is_tied and policy == "both"):
+        raise UnsupportedError(
+            f"{target.name}: the base holds it quantized ({held.seat.holder.op_type}), where only one of two tied uses can "
+            "change; merge into a float model"
+        )
+    if is_tied and policy == "error":
+        raise ConflictError(f"{target.name} is tied: it is read as embedding rows and as a matrix")
 
 
 def _values(model: OnnxModel, held: Held) -> Array:

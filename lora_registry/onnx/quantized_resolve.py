@@ -162,7 +162,7 @@ class _Finder:
         name = self._prefix.find(target.name, self._claims)
         known = self._known(target)
         claims = self._claims.get(name or "", ())
-        fitting = [claim for claim in claims if claim.seat.kind is target.kind or not target.layout]
+        fitting = [claim for claim in claims if _fits(claim.seat.kind, target)]
         if not fitting and known is not None and target.layout:
             return self._by_values(target, known, before)
         if not fitting:
@@ -192,7 +192,7 @@ class _Finder:
         found = []
         for seat in self._seats:
             held = self._held(target, _Claim(seat), (VALUE_MATCH,))
-            if seat.kind is target.kind and held.shape == known.shape and self._looks_like(held, known):
+            if _fits(seat.kind, target) and held.shape == known.shape and self._looks_like(held, known):
                 found += [held] if _near(weight_of(self._model, seat), held, known)[0] else []
         if len(found) > 1:
             uses = ", ".join(held.seat.seat.name for held in found)
@@ -238,6 +238,12 @@ def _claims(seats: Iterable[QuantizedSeat]) -> Iterator[tuple[str, _Claim]]:
         for name, window in quantized_parts(seat.names, seat.holder, seat.height):
             if window is not None or name not in seat.names:
                 yield name, _Claim(seat, window)
+
+
+def _fits(kind: Kind, target: Target) -> bool:
+    """Whether a quantized operator that has a place for targets of ``kind`` may hold the tensor of ``target``."""
+    products = (Kind.LOHA, Kind.LOKR)
+    return target.kind is kind or not target.layout or (kind is Kind.LINEAR and target.kind in products)
 
 
 def values_of(weight: GraphWeight, held: Held) -> Array:
