@@ -76,7 +76,7 @@ def test_without_digests_there_is_no_replay(adapter: Path, tmp_path: Path) -> No
     assert merge(adapter, tmp_path / "again" / "model.onnx", "--replay", str(receipt)).exit_code == 8
 
 
-@pytest.mark.parametrize("option", [["--dtype", "F16"], ["--allow-new"], ["--resume"], ["--requantize"]])
+@pytest.mark.parametrize("option", [["--dtype", "F16"], ["--allow-new"], ["--resume"]])
 def test_options_for_checkpoints_are_refused(option: list[str], adapter: Path, tmp_path: Path) -> None:
     """What means nothing for a graph is not ignored."""
     result = merge(adapter, tmp_path / "model.onnx", *option)
