@@ -147,7 +147,7 @@ def compare(first: Path, second: Path) -> dict[str, float]:
     """How the tensors of two folders differ: in how many elements, and by how much of a tensor's largest value."""
     import numpy as np
 
-    from lora_registry.merge.base import open_base
+    from lora_registry.merge.bases.base import open_base
 
     one, two = open_base(first), open_base(second)
     assert set(one.names()) == set(two.names()), "the contestants wrote different tensors"

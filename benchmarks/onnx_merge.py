@@ -38,7 +38,7 @@ LOREG = """
 import sys, time, json
 from pathlib import Path
 from lora_registry.format.reader import read_adapter
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 base, adapter, out, said = map(Path, sys.argv[1:5])
 out.mkdir()
 start = time.perf_counter()

@@ -35,9 +35,9 @@ import numpy as np
 import onnxruntime
 
 from lora_registry.adapter import Adapter, Kind, Target
-from lora_registry.merge.onnx_model import merge_onnx
-from lora_registry.onnx.slot_manifest import Slot
-from lora_registry.onnx.slots import add_slots, slots_of
+from lora_registry.merge.onnx.model import merge_onnx
+from lora_registry.onnx.slots.insert import add_slots, slots_of
+from lora_registry.onnx.slots.manifest import Slot
 from lora_registry.ops.arrays import from_array
 from lora_registry.runtime import ort
 from lora_registry.runtime.adapter_pool import AdapterPool

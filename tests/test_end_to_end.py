@@ -26,7 +26,7 @@ from lora_registry.adapter import Adapter
 from lora_registry.convert.discover import converter, detect
 from lora_registry.errors import UnsupportedError
 from lora_registry.merge.checkpoint import merge_checkpoint
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 from lora_registry.merge.options import MergeOptions
 from lora_registry.registry import Registry
 from lora_registry.runtime.export import export_model, export_module

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from lora_registry.convert.discover import detect
 from lora_registry.merge.checkpoint import merge_checkpoint
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 from lora_registry.registry import Registry
 
 OUTPUT_TOLERANCE = 5e-5

@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 from lora_registry.adapter import Base
 from lora_registry.errors import UnsupportedError
 from lora_registry.format.writer import write_adapter
-from lora_registry.merge.against import hold_against
-from lora_registry.merge.pin import pin
+from lora_registry.merge.fitting.against import hold_against
+from lora_registry.merge.fitting.pin import pin
 
 TESTS = Path(__file__).parent
 SPEC = TESTS.parent / "spec"

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_registry.adapter import Adapter
 from lora_registry.convert.discover import detect
-from lora_registry.merge.onnx_model import merge_onnx
-from lora_registry.onnx.slots import add_slots
+from lora_registry.merge.onnx.model import merge_onnx
+from lora_registry.onnx.slots.insert import add_slots
 from lora_registry.runtime import ort
 from lora_registry.runtime.adapter_pool import AdapterPool
 from lora_registry.runtime.batched import BatchedModel

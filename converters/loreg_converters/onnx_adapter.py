@@ -17,8 +17,8 @@ from lora_registry.errors import IntegrityError, InvalidInputError, UnsupportedE
 from lora_registry.format.files import refuse_existing
 
 if TYPE_CHECKING:
-    from lora_registry.onnx.slot_factors import Factors
-    from lora_registry.onnx.slot_manifest import SlotManifest
+    from lora_registry.onnx.slots.factors import Factors
+    from lora_registry.onnx.slots.manifest import SlotManifest
 
 _IDENTIFIER = b"TORT"
 
@@ -56,8 +56,8 @@ class OnnxAdapterConverter:
             IntegrityError: its parameters are not those that it states (W-006).
             UnsupportedError: the model has no slots, or is batched.
         """
-        from lora_registry.onnx.adapter_file import AdapterFile
-        from lora_registry.onnx.slot_factors import adapter_of
+        from lora_registry.onnx.slots.adapter_file import AdapterFile
+        from lora_registry.onnx.slots.factors import adapter_of
 
         manifest = self._slots(path)
         file = AdapterFile.read(path)
@@ -85,8 +85,8 @@ class OnnxAdapterConverter:
             UnsupportedError: the model has no slots, or the adapter says what a slot cannot hold.
             InvalidInputError: a target has no slot, or another shape or base; carries every finding.
         """
-        from lora_registry.onnx.adapter_file import AdapterFile
-        from lora_registry.onnx.slot_factors import factors_for
+        from lora_registry.onnx.slots.adapter_file import AdapterFile
+        from lora_registry.onnx.slots.factors import factors_for
         from lora_registry.ops.arrays import from_array
 
         refuse_existing(path)
@@ -103,7 +103,7 @@ class OnnxAdapterConverter:
     def _slots(self, path: Path) -> SlotManifest:
         if self._model is None:
             raise UsageError(f"{path}: say which switchable model it is for, with --model")
-        from lora_registry.onnx.slots import slots_of
+        from lora_registry.onnx.slots.insert import slots_of
 
         return slots_of(self._model)
 

@@ -1,6 +1,6 @@
 """What comparing the adapter with a base model said: rules A-040 to A-042.
 
-The comparison itself is :func:`lora_registry.merge.fit.fit`. The audit does not open base models: ``audit``
+The comparison itself is :func:`lora_registry.merge.fitting.fit.fit`. The audit does not open base models: ``audit``
 and ``merge`` are siblings, so the caller compares and passes the result in as data.
 """
 
@@ -15,7 +15,7 @@ from lora_registry.findings import Finding
 
 
 class FitResult(Protocol):
-    """What the audit needs to know; :class:`lora_registry.merge.fit.Fit` has it."""
+    """What the audit needs to know; :class:`lora_registry.merge.fitting.fit.Fit` has it."""
 
     @property
     def verdict(self) -> str:

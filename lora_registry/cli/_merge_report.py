@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lora_registry.adapter import Json
     from lora_registry.merge.preview import FilePreview, Preview
     from lora_registry.merge.receipt import Receipt
-    from lora_registry.merge.undo_patch import UndoSize
+    from lora_registry.merge.undo.patch import UndoSize
 
 _LARGE = 0.75  # of the base, a patch that hardly saves anything
 

@@ -64,7 +64,7 @@ def audit(
     framing = () if opened.report is None else None
     fit = None
     if base is not None:
-        from lora_registry.merge.against import hold_against
+        from lora_registry.merge.fitting.against import hold_against
 
         fit, _ = hold_against(opened.adapter, base)
     with progress("auditing", unit="targets", quiet=as_json) as advance:

@@ -111,7 +111,7 @@ def _opened(base: Path, tuned: Path) -> tuple[BaseModel, BaseModel, Mapping[str,
 
         first, second = open_pair(base, tuned)
         return first, second, first.readings
-    from lora_registry.merge.base import open_base
+    from lora_registry.merge.bases.base import open_base
 
     return open_base(base), open_base(tuned), {}
 

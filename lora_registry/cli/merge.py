@@ -171,7 +171,7 @@ def merge(
         return
     with progress(f"merging into {output.name}", unit="bytes", quiet=as_json) as advance:
         if into_onnx:
-            from lora_registry.merge.onnx_model import prepare_onnx
+            from lora_registry.merge.onnx.model import prepare_onnx
 
             receipt = prepare_onnx(opened.adapter, base, output, options, base=checkpoint).write(
                 min_retention=min_retention,
@@ -210,7 +210,7 @@ def _preview(
 ) -> None:
     """Say what a merge would do."""
     if base.suffix == ".onnx":
-        from lora_registry.merge.onnx_model import prepare_onnx
+        from lora_registry.merge.onnx.model import prepare_onnx
 
         into = prepare_onnx(adapter, base, output, options, base=checkpoint).to_json()
         print_json(into) if as_json else print_onnx_preview(into, output)
@@ -226,7 +226,7 @@ def _tell(receipt: Receipt, base: Path, output: Path, keep_undo: Path | None, *,
     """Write the reverse patch where it is asked for, and print the receipt."""
     undo = None
     if keep_undo is not None:
-        from lora_registry.merge.undo_patch import write_undo
+        from lora_registry.merge.undo.patch import write_undo
 
         with progress(f"writing {keep_undo.name}", quiet=as_json) as advance:
             undo = write_undo(base, output, keep_undo, progress=advance)
@@ -282,7 +282,7 @@ def _replay(
             raise UsageError(f"{parameter.opts[0]} cannot be given with --replay: {why}")
     with progress(f"merging into {output.name}", quiet=as_json) as advance:
         if base.suffix == ".onnx":
-            from lora_registry.merge.onnx_replay import replay_onnx
+            from lora_registry.merge.onnx.replay import replay_onnx
 
             receipt = replay_onnx(
                 receipt_file, adapter, base, output, base=checkpoint, workers=workers, progress=advance

@@ -75,7 +75,7 @@ def push(
         _said(title=title, license=license_),
     )
     if base is not None:
-        from lora_registry.merge.pin import pin
+        from lora_registry.merge.fitting.pin import pin
 
         with progress("fingerprinting the base", unit="targets", quiet=as_json) as advance:
             described = pin(described, base, progress=advance)

@@ -47,8 +47,8 @@ def unmerge(
         return
     if output is None or (undo is None) == (base is None):
         raise UsageError("give --output, and either --undo or --base to restore it from")
-    from lora_registry.merge.unmerge import copy_base
-    from lora_registry.merge.unmerge import unmerge as restore
+    from lora_registry.merge.undo.unmerge import copy_base
+    from lora_registry.merge.undo.unmerge import unmerge as restore
 
     with progress(f"restoring {output.name}", quiet=as_json) as advance:
         if undo is not None:
@@ -66,7 +66,7 @@ def unmerge(
 
 def _save(merged: Path, base: Path, patch: Path, *, as_json: bool) -> None:
     with progress(f"writing {patch.name}", quiet=as_json) as advance:
-        from lora_registry.merge.undo_patch import write_undo
+        from lora_registry.merge.undo.patch import write_undo
 
         made = write_undo(base, merged, patch, progress=advance)
     if as_json:

@@ -109,8 +109,8 @@ def _recompute(
     *,
     as_json: bool,
 ) -> None:
-    from lora_registry.merge.judgement import Answer
-    from lora_registry.merge.recompute import ROWS, recompute
+    from lora_registry.merge.proof.judgement import Answer
+    from lora_registry.merge.proof.recompute import ROWS, recompute
 
     with progress(f"recomputing {merged.name}", unit="tensors", quiet=as_json) as advance:
         found = recompute(

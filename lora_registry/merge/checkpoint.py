@@ -20,24 +20,24 @@ from lora_registry.errors import UnsupportedError, UsageError
 from lora_registry.findings import Finding, Severity
 from lora_registry.format.files import storage_errors
 from lora_registry.format.identity import content_digest
-from lora_registry.merge.base import Checkpoint
+from lora_registry.merge.bases.base import Checkpoint
+from lora_registry.merge.bases.quantized import open_view
+from lora_registry.merge.bases.requantized import open_stored
+from lora_registry.merge.bases.ties import FLAG
 from lora_registry.merge.companions import Companions, find_companions
 from lora_registry.merge.destination import check_destination, check_room, publish
 from lora_registry.merge.documents import dtype_notes, write_documents
 from lora_registry.merge.dtype_rules import DtypeRules
 from lora_registry.merge.engine import Written, write_weights
-from lora_registry.merge.fit import Fit, fit
-from lora_registry.merge.growth import check_growth, growth_notes, with_room
+from lora_registry.merge.fitting.fit import Fit, fit
+from lora_registry.merge.fitting.growth import check_growth, growth_notes, with_room
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.plan import Plan, make_plan
 from lora_registry.merge.processor import processor_for
-from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.receipt import FOLDER_RECEIPT, FileRecord, Receipt, TensorRecord, receipt_path
-from lora_registry.merge.requantized_base import open_stored
 from lora_registry.merge.requantized_plan import requantized
 from lora_registry.merge.retention import check_share, require_retention
 from lora_registry.merge.staging import Staging, staging
-from lora_registry.merge.ties import FLAG
 from lora_registry.merge.unread import require_kept, require_plain, unread_note
 from lora_registry.merge.watch import Watch
 from lora_registry.ops.mergeable import check_mergeable

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_registry.merge.base import PICKLED, Checkpoint
+from lora_registry.merge.bases.base import PICKLED, Checkpoint
 from lora_registry.merge.receipt import FOLDER_RECEIPT
 
 _WEIGHTS = (*PICKLED, ".safetensors", ".gguf", ".onnx", ".onnx_data", ".onnx.data", ".h5", ".msgpack", ".ot", ".tflite")

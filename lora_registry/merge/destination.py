@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_registry.errors import ConflictError, MachineError, NotAllowedError, NotFoundError, UsageError
 from lora_registry.format.files import refuse_existing
-from lora_registry.merge.base import Checkpoint
+from lora_registry.merge.bases.base import Checkpoint
 from lora_registry.merge.receipt import FOLDER_RECEIPT, receipt_path
 from lora_registry.merge.staging import Staging, folder_for
 

@@ -11,13 +11,13 @@ from lora_registry.adapter import Json
 from lora_registry.digest import Digest
 from lora_registry.dtypes import BY_TORCH, DTYPES
 from lora_registry.format.files import copy_bytes
-from lora_registry.merge.base import Checkpoint
+from lora_registry.merge.bases.base import Checkpoint
+from lora_registry.merge.bases.pickled import safe_name
+from lora_registry.merge.bases.ties import untied
 from lora_registry.merge.companions import Companions
 from lora_registry.merge.dtype_rules import DtypeRules
-from lora_registry.merge.pickled_base import safe_name
 from lora_registry.merge.plan import Plan
 from lora_registry.merge.receipt import FileRecord
-from lora_registry.merge.ties import untied
 
 _INDEX = ".index.json"
 _DTYPE_KEYS = ("dtype", "torch_dtype")

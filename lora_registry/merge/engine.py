@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from lora_registry.adapter import Json
 from lora_registry.merge import journal as journals
-from lora_registry.merge.base import Checkpoint
+from lora_registry.merge.bases.base import Checkpoint
 from lora_registry.merge.journal import Finished, Journal
 from lora_registry.merge.output import CLONED, Output
 from lora_registry.merge.plan import Plan

@@ -17,7 +17,7 @@ import numpy as np
 from lora_registry.digest import Digest
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import ConflictError
-from lora_registry.merge.base import Checkpoint
+from lora_registry.merge.bases.base import Checkpoint
 from lora_registry.merge.hashing import Bytes, FilePair, OrderedHash
 from lora_registry.merge.kernel import BlockKernel, Room
 from lora_registry.merge.plan import FilePlan, Part
@@ -29,7 +29,7 @@ from lora_registry.ops.fidelity import Fidelity, Sums, fidelity
 
 if TYPE_CHECKING:  # the encoders are imported where they are needed: a tenth of the start of a merge
     from lora_registry.merge.requantize import Requantization
-    from lora_registry.quantized.encoding import Piece
+    from lora_registry.quantized.encoding.encoder import Piece
 
 CLONED = -1
 """In the journal, the number of a block that is the whole file: it was made as a clone of the base's."""
@@ -288,7 +288,7 @@ class Output:
         """Name of the tensor that a target changes, what its elements are, and the names that it is stored under."""
         if part.weight is None:
             return part.name, part.entry.dtype, ()
-        from lora_registry.quantized.encoders import encoder_for
+        from lora_registry.quantized.encoding.choice import encoder_for
 
         encoder = encoder_for(self._base.weight(part.weight), part.weight)
         return part.weight, encoder.name, encoder.parts

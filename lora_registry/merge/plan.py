@@ -11,10 +11,10 @@ from lora_registry.adapter import Kind, Target
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import ConflictError, InconclusiveError, UnsupportedError
 from lora_registry.format.container import Entry, encode_header
-from lora_registry.merge.base import Checkpoint
+from lora_registry.merge.bases.base import Checkpoint
+from lora_registry.merge.bases.ties import is_shared, may_be_tied, second_ties
 from lora_registry.merge.dtype_rules import DtypeRules
-from lora_registry.merge.fit import Change, Fit
-from lora_registry.merge.ties import is_shared, may_be_tied, second_ties
+from lora_registry.merge.fitting.fit import Change, Fit
 from lora_registry.ops.mergeable import check_together
 from lora_registry.ops.tied import TiedPolicy, policy_for
 

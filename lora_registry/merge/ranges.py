@@ -9,7 +9,7 @@ from math import prod
 
 from lora_registry.adapter import Kind
 from lora_registry.dtypes import DTYPES
-from lora_registry.merge.base import Checkpoint
+from lora_registry.merge.bases.base import Checkpoint
 from lora_registry.merge.packed import PackedPart
 from lora_registry.merge.plan import FilePlan, Part
 

@@ -9,13 +9,13 @@ from lora_registry.adapter import Adapter
 from lora_registry.errors import IntegrityError, UnsupportedError
 from lora_registry.format.files import claim, staging_folder, storage_errors, sync_folder
 from lora_registry.format.identity import content_digest
+from lora_registry.merge.bases.quantized import open_view
+from lora_registry.merge.bases.requantized import open_stored
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.destination import check_destination
 from lora_registry.merge.options import MergeOptions
-from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.receipt import FileRecord, Receipt, receipt_path
 from lora_registry.merge.recorded import Recorded, read_receipt, require_files
-from lora_registry.merge.requantized_base import open_stored
 from lora_registry.progress import Progress
 from lora_registry.text import listed
 

@@ -21,8 +21,8 @@ from lora_registry.errors import InvalidInputError
 from lora_registry.ops.arrays import Array, round_to, to_array
 from lora_registry.ops.change import RowMerger, refuse_nonfinite
 from lora_registry.ops.fidelity import Sums, sums
-from lora_registry.quantized.encoders import encoder_for
-from lora_registry.quantized.encoding import Encoder, Piece
+from lora_registry.quantized.encoding.choice import encoder_for
+from lora_registry.quantized.encoding.encoder import Encoder, Piece
 from lora_registry.quantized.weight import QuantizedWeight, elements, row_count
 
 ELEMENTS = 1 << 18

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from lora_registry.errors import UnsupportedError
 from lora_registry.format.container import Entry, encode_header
+from lora_registry.merge.bases.requantized import StoredCheckpoint
 from lora_registry.merge.plan import FilePlan, Part, Plan, lay_out
-from lora_registry.merge.requantized_base import StoredCheckpoint
 
 
 def requantized(plan: Plan, base: StoredCheckpoint) -> Plan:
@@ -21,7 +21,7 @@ def requantized(plan: Plan, base: StoredCheckpoint) -> Plan:
     Raises:
         UnsupportedError: a changed weight cannot be quantized again, or the output would need another tensor.
     """
-    from lora_registry.quantized.encoders import encoder_for  # not at the start of every merge
+    from lora_registry.quantized.encoding.choice import encoder_for  # not at the start of every merge
 
     new = [part for file in plan.files for part in file.parts if part.name in plan.added]
     for part in new:

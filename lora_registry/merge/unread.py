@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lora_registry.errors import InconclusiveError, UnsupportedError
 from lora_registry.findings import Severity
-from lora_registry.merge.base import Checkpoint
-from lora_registry.merge.fit import Fit
+from lora_registry.merge.bases.base import Checkpoint
+from lora_registry.merge.fitting.fit import Fit
 from lora_registry.merge.plan import Plan
 from lora_registry.quantized.recognition import readable_methods, unread_method
 from lora_registry.text import listed

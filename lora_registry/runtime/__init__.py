@@ -32,6 +32,7 @@
 :mod:`~.encoder_decoder` an exported encoder-decoder, run
 :mod:`~.samples`         inputs to compare models with
 :mod:`~.compare`         how far two outputs are apart
+:mod:`~.quantized`       whether a model can be held against an unquantized base at all
 :mod:`~.verify`          is the merged model base + adapter?
 :mod:`~.cuda_libraries`  CUDA as ONNX Runtime would find it
 :mod:`~.doctor`          what is installed, what runs, what mends the rest

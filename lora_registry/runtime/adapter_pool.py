@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lora_registry.errors import ConflictError, NotFoundError, UnsupportedError, UsageError
-from lora_registry.onnx.slot_manifest import SCALE, SlotManifest
+from lora_registry.onnx.slots.manifest import SCALE, SlotManifest
 from lora_registry.runtime import ort
 from lora_registry.runtime.slot_values import SlotValues, arrays_of, manifest_of, overlap
 from lora_registry.runtime.sources import Source

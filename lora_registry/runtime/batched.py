@@ -11,7 +11,7 @@ import numpy as np
 
 from lora_registry.errors import NotFoundError, UnsupportedError, UsageError, refusal
 from lora_registry.format.data_rules import check_data
-from lora_registry.onnx.slot_manifest import IDS, SlotManifest
+from lora_registry.onnx.slots.manifest import IDS, SlotManifest
 from lora_registry.runtime import ort
 from lora_registry.runtime.slot_values import SlotValues, manifest_of
 from lora_registry.runtime.sources import Source, read_source
@@ -54,9 +54,9 @@ class BatchedModel:
         """Stack the factors of ``adapters`` and upload them once; they take the place of those loaded before.
 
         Raises:
-            LoregError: whatever :func:`lora_registry.onnx.slot_stack.stacked` raises; those loaded before stay.
+            LoregError: whatever :func:`lora_registry.onnx.slots.stack.stacked` raises; those loaded before stay.
         """
-        from lora_registry.onnx.slot_stack import stacked
+        from lora_registry.onnx.slots.stack import stacked
 
         opened = {name: read_source(source) for name, source in adapters.items()}
         for name, adapter in opened.items():

@@ -60,7 +60,7 @@ def export_model(
             a folder: the graphs, the model's configuration and tokenizer, and for a decoder the
             ``genai_config.json`` of onnxruntime-genai.
         dtype: one of :data:`lora_registry.runtime.torch_model.DTYPES`.
-        adapter: merged by :func:`lora_registry.merge.onnx_model.merge_onnx`: graphs and receipts are those of an
+        adapter: merged by :func:`lora_registry.merge.onnx.model.merge_onnx`: graphs and receipts are those of an
             export and a merge.
         tied: what happens to a target on a tied tensor, as in the merge.
         overwrite: whether ``out`` may exist; a folder must then be one that an export made.

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from lora_registry.adapter import Adapter
 from lora_registry.errors import InvalidInputError
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 from lora_registry.ops.tied import TiedPolicy
 from lora_registry.runtime.names import named_tensors
 from lora_registry.runtime.onnx_write import save
@@ -27,7 +27,7 @@ class GraphMerge:
         adapter: what is merged.
         module: that is exported.
         graphs: how many graphs it is.
-        tied: see :func:`~lora_registry.merge.onnx_model.merge_onnx`.
+        tied: see :func:`~lora_registry.merge.onnx.model.merge_onnx`.
 
     Raises:
         InvalidInputError: a target has no tensor, or one of another shape.
@@ -50,7 +50,7 @@ class GraphMerge:
 
         Raises:
             UnsupportedError, InvalidInputError, IntegrityError, InconclusiveError: as
-                :func:`~lora_registry.merge.onnx_model.merge_onnx`.
+                :func:`~lora_registry.merge.onnx.model.merge_onnx`.
         """
         part = self._part(graph)
         if not part.targets:

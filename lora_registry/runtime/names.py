@@ -47,9 +47,9 @@ def proven_names(folder: Path, module: Any) -> tuple[dict[str, str], tuple[str, 
         Checkpoint name to module name, and the checkpoint names that the module does not use, ascending.
 
     Raises:
-        InvalidInputError, UnsupportedError: as :func:`lora_registry.merge.base.open_base`.
+        InvalidInputError, UnsupportedError: as :func:`lora_registry.merge.bases.base.open_base`.
     """
-    from lora_registry.merge.base import open_base
+    from lora_registry.merge.bases.base import open_base
 
     tensors = named_tensors(module)
     prefix = f"{getattr(module, 'base_model_prefix', '')}."

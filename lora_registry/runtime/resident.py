@@ -25,7 +25,7 @@ from lora_registry.device.opening import settle
 from lora_registry.device.precision import full_precision
 from lora_registry.device.workspace import Workspace
 from lora_registry.errors import ConflictError, InvalidInputError, MachineError, UnsupportedError
-from lora_registry.merge.fit import fit
+from lora_registry.merge.fitting.fit import fit
 from lora_registry.ops.arrays import Array
 from lora_registry.ops.change import RowMerger, refuse_nonfinite
 from lora_registry.ops.fidelity import Fidelity, fidelity

@@ -98,9 +98,9 @@ def _merged(adapter: Adapter, path: Path, checkpoint: str | Path | None) -> tupl
     """The edited graph, if it is another one, and the new values of initializers that lie in data files."""
     import onnx_ir as ir
 
-    from lora_registry.merge.base import open_base
-    from lora_registry.merge.fit import fit
-    from lora_registry.merge.onnx_edits import Edits
+    from lora_registry.merge.bases.base import open_base
+    from lora_registry.merge.fitting.fit import fit
+    from lora_registry.merge.onnx.edits import Edits
     from lora_registry.onnx.model import OnnxModel
     from lora_registry.onnx.resolution import ResolvedBase
     from lora_registry.onnx.resolve import resolve

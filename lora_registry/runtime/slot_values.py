@@ -11,7 +11,7 @@ import numpy as np
 
 from lora_registry.errors import IntegrityError, InvalidInputError, UnsupportedError, refusal
 from lora_registry.format.data_rules import check_data
-from lora_registry.onnx.slot_manifest import SlotManifest
+from lora_registry.onnx.slots.manifest import SlotManifest
 from lora_registry.runtime.ort import value_of
 from lora_registry.runtime.sources import Source, read_source
 
@@ -62,7 +62,7 @@ def arrays_of(manifest: SlotManifest, source: Source) -> dict[str, Any]:
         UnsupportedError: a target that no slot can hold.
         NotFoundError: nothing is there.
     """
-    from lora_registry.onnx.slot_factors import factors_for
+    from lora_registry.onnx.slots.factors import factors_for
 
     if isinstance(source, (str, Path)) and Path(source).suffix == ORT_SUFFIX:
         return _of_file(manifest, Path(source))
@@ -73,8 +73,8 @@ def arrays_of(manifest: SlotManifest, source: Source) -> dict[str, Any]:
 
 
 def _of_file(manifest: SlotManifest, path: Path) -> dict[str, Any]:
-    from lora_registry.onnx.adapter_file import AdapterFile
-    from lora_registry.onnx.slot_factors import check_inputs
+    from lora_registry.onnx.slots.adapter_file import AdapterFile
+    from lora_registry.onnx.slots.factors import check_inputs
     from lora_registry.ops.arrays import to_array
 
     file = AdapterFile.read(path)

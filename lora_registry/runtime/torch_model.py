@@ -100,7 +100,7 @@ def load(folder: Path, *, dtype: str = "float32") -> TorchModel:
         UnsupportedError: the architecture, element type, quantization or file kind is not one that loreg runs.
         MissingPackageError: torch or transformers is not installed.
     """
-    from lora_registry.merge.base import open_base
+    from lora_registry.merge.bases.base import open_base
 
     if dtype not in DTYPES:
         raise UnsupportedError(f"models run in float32, float16 or bfloat16, not in {dtype}")

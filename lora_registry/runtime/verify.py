@@ -233,7 +233,7 @@ class _Folder:
     provider = "torch"
 
     def __init__(self, folder: Path) -> None:
-        from lora_registry.merge.base import open_base
+        from lora_registry.merge.bases.base import open_base
 
         self._folder = folder
         checkpoint = open_base(folder)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lora_registry.adapter import Adapter, Base, Kind, Layout, Target
-from lora_registry.merge.base import open_base
+from lora_registry.merge.bases.base import open_base
 from lora_registry.ops.arrays import Array, from_array
 from lora_registry.ops.base_model import BaseModel
 from lora_registry.ops.fingerprint import target_fingerprint

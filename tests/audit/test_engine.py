@@ -24,7 +24,7 @@ from lora_registry.digest import Digest
 from lora_registry.findings import Finding, Severity
 from lora_registry.format.reader import check_file, read_adapter
 from lora_registry.format.writer import write_adapter
-from lora_registry.merge.fit import fit
+from lora_registry.merge.fitting.fit import fit
 from lora_registry.ops.arrays import Array, from_array, numpy_dtype, to_array
 from lora_registry.ops.base_model import BaseModel
 

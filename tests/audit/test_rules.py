@@ -16,7 +16,7 @@ from lora_registry.audit.engine import audit
 from lora_registry.audit.rules import RULES, found
 from lora_registry.convert.report import Report
 from lora_registry.findings import Severity
-from lora_registry.merge.fit import fit
+from lora_registry.merge.fitting.fit import fit
 from lora_registry.ops.arrays import Array, from_array, to_array
 from lora_registry.ops.base_model import BaseModel
 

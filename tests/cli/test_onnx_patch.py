@@ -13,7 +13,7 @@ from onnx_models import linear_adapter
 from lora_registry.adapter import Adapter
 from lora_registry.cli import main
 from lora_registry.format.writer import write_adapter
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 
 
 def loreg(*words: object, exit_code: int = 0) -> Result:

@@ -16,7 +16,7 @@ from onnx import helper
 from lora_registry.adapter import Adapter, Kind
 from lora_registry.cli import main
 from lora_registry.format.writer import write_adapter
-from lora_registry.onnx.slot_manifest import IDS
+from lora_registry.onnx.slots.manifest import IDS
 
 W = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 

@@ -21,8 +21,8 @@ from lora_registry.errors import IntegrityError, InvalidInputError, UnsupportedE
 from lora_registry.format.identity import content_digest
 from lora_registry.format.reader import read_adapter
 from lora_registry.format.writer import write_adapter
-from lora_registry.onnx.adapter_file import AdapterFile
-from lora_registry.onnx.slots import add_slots, slots_of
+from lora_registry.onnx.slots.adapter_file import AdapterFile
+from lora_registry.onnx.slots.insert import add_slots, slots_of
 from lora_registry.testing import ConverterContract
 
 RANDOM = np.random.default_rng(0)

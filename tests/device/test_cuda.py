@@ -22,7 +22,7 @@ from lora_registry.device.opening import free_memory, open_cuda
 from lora_registry.device.pipeline import Pipeline
 from lora_registry.device.precision import full_precision
 from lora_registry.errors import InvalidInputError, MachineError
-from lora_registry.merge.base import open_base
+from lora_registry.merge.bases.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.options import MergeOptions
 from lora_registry.ops.arrays import from_array, round_to

@@ -11,7 +11,7 @@ from lpatch_cases import WIDTH, Case, Cases, save_model
 from onnx_models import linear_adapter
 
 from lora_registry.adapter import Adapter
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def test_a_tensor_that_was_cloned_to_be_changed_comes_from_the_one_it_was(tmp_pa
     """Two operators read one initializer, one of them is changed: a new tensor in the merged model, and a product."""
     from onnx import TensorProto, helper, numpy_helper
 
-    from lora_registry.merge.onnx_model import merge_onnx
+    from lora_registry.merge.onnx.model import merge_onnx
 
     weight = (np.random.default_rng(3).standard_normal((64, 64)) * 0.02).astype(np.float32)
     nodes = [

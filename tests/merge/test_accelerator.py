@@ -28,7 +28,7 @@ from lora_registry.errors import ConflictError, InvalidInputError, MachineError
 from lora_registry.format.container import Entry
 from lora_registry.merge import accelerator
 from lora_registry.merge.accelerator import AcceleratedKernel
-from lora_registry.merge.base import open_base
+from lora_registry.merge.bases.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.kernel import Room
 from lora_registry.merge.options import MergeOptions

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.format.container import Entry
-from lora_registry.merge.base import open_base
+from lora_registry.merge.bases.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.kernel import Kernel, Room
 from lora_registry.merge.options import MergeOptions

@@ -16,7 +16,7 @@ from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.digest import Digest
 from lora_registry.errors import ConflictError, IntegrityError, InvalidInputError, UsageError
 from lora_registry.merge import engine, output
-from lora_registry.merge.base import open_base
+from lora_registry.merge.bases.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint, prepare
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.preview import preview

@@ -19,7 +19,7 @@ from lora_registry.errors import ConflictError, InvalidInputError, UnsupportedEr
 from lora_registry.format.reader import read_adapter
 from lora_registry.format.writer import write_adapter
 from lora_registry.merge.checkpoint import merge_checkpoint
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 from lora_registry.merge.options import MergeOptions
 from lora_registry.ops.arrays import Array, from_array, to_array
 from lora_registry.ops.change import delta, merged

@@ -16,11 +16,11 @@ from lora_registry.dtypes import DTYPES
 from lora_registry.errors import InvalidInputError, UnsupportedError
 from lora_registry.format.container import encode_tensors
 from lora_registry.merge.checkpoint import merge_checkpoint
-from lora_registry.merge.judgement import Answer
 from lora_registry.merge.options import MergeOptions
-from lora_registry.merge.recompute import recompute
-from lora_registry.merge.undo_patch import write_undo
-from lora_registry.merge.unmerge import unmerge
+from lora_registry.merge.proof.judgement import Answer
+from lora_registry.merge.proof.recompute import recompute
+from lora_registry.merge.undo.patch import write_undo
+from lora_registry.merge.undo.unmerge import unmerge
 from lora_registry.ops.arrays import from_array, round_to
 
 WIDE = [name for name, dtype in DTYPES.items() if dtype.is_wide_float]

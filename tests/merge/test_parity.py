@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from lora_registry.adapter import Adapter
-from lora_registry.merge.base import open_base
+from lora_registry.merge.bases.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
-from lora_registry.merge.fit import fit
+from lora_registry.merge.fitting.fit import fit
 from lora_registry.merge.options import MergeOptions
 from lora_registry.ops.arrays import round_to
 from lora_registry.ops.change import merged

@@ -14,7 +14,7 @@ from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.digest import Digest
 from lora_registry.errors import UnsupportedError
 from lora_registry.format.container import Entry, encode_header
-from lora_registry.merge.base import open_base
+from lora_registry.merge.bases.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.merge.options import MergeOptions
 from lora_registry.ops.arrays import from_array

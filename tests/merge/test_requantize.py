@@ -23,11 +23,11 @@ from lora_registry.errors import IntegrityError, InvalidInputError, LoregError, 
 from lora_registry.format.container import encode_tensors, open_container
 from lora_registry.format.writer import write_adapter
 from lora_registry.merge import requantize
+from lora_registry.merge.bases.quantized import open_view
 from lora_registry.merge.checkpoint import merge_checkpoint, prepare
 from lora_registry.merge.journal import Journal
 from lora_registry.merge.options import MergeOptions
 from lora_registry.merge.preview import preview
-from lora_registry.merge.quantized_base import open_view
 from lora_registry.merge.ranges import Treatment
 from lora_registry.merge.receipt import Receipt
 from lora_registry.merge.replay import replay
@@ -306,7 +306,7 @@ def test_a_gguf_file_without_a_change_is_the_same_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
 def test_k_quants_are_written_again(tmp_path: Path, kind: str) -> None:
     """A table of tokens in k-quants, by its GGUF name: rows of tokens are replaced, and no other row changes."""
-    from lora_registry.quantized import encode_gguf_k_blocks
+    from lora_registry.quantized.encoding import gguf_k_blocks as encode_gguf_k_blocks
 
     rng = np.random.default_rng(0)
     table = rng.standard_normal((24, 512)).astype(np.float32)

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from lora_registry.merge import undo_block, undo_header
-from lora_registry.merge.fit import Verdict
-from lora_registry.merge.judgement import Answer
+from lora_registry.merge.fitting.fit import Verdict
+from lora_registry.merge.proof.judgement import Answer
 from lora_registry.merge.receipt import Receipt
+from lora_registry.merge.undo import block as undo_block
+from lora_registry.merge.undo import header as undo_header
 from lora_registry.ops.tied import TiedPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +23,7 @@ def table(id_: str) -> set[str]:
 
 def in_code(id_: str) -> set[str]:
     sources = (
-        path.read_text() for folder in ("merge", "onnx") for path in (ROOT / "lora_registry" / folder).glob("*.py")
+        path.read_text() for folder in ("merge", "onnx") for path in (ROOT / "lora_registry" / folder).rglob("*.py")
     )
     return {found for source in sources for found in re.findall(rf'"({id_}-\d{{3}})"', source)}
 
@@ -48,9 +49,7 @@ def test_verdicts_policies_and_receipt_fields_are_listed() -> None:
 
 def test_every_refusal_of_a_reverse_patch_is_listed() -> None:
     """The ids in the messages are those of the table, and their numbers those of the code."""
-    sources = [
-        (ROOT / "lora_registry/merge" / name).read_text() for name in ("undo_header.py", "undo_block.py", "unmerge.py")
-    ]
+    sources = [path.read_text() for path in (ROOT / "lora_registry/merge/undo").glob("*.py")]
     assert table("U") == {found for source in sources for found in re.findall(r"\((U-\d{3})\)", source)}
     section = TEXT.split("\n## 6. ")[1].split("\n## 7. ")[0].replace(" ", "")
     for number in (undo_header.BLOCK, undo_header.HEADER, undo_block.SLACK):

@@ -15,9 +15,9 @@ from lora_registry.cli import main
 from lora_registry.errors import InconclusiveError, UnsupportedError
 from lora_registry.format.writer import write_adapter
 from lora_registry.merge.checkpoint import merge_checkpoint
-from lora_registry.merge.judgement import Answer
 from lora_registry.merge.options import MergeOptions
-from lora_registry.merge.recompute import recompute
+from lora_registry.merge.proof.judgement import Answer
+from lora_registry.merge.proof.recompute import recompute
 from lora_registry.ops.arrays import from_array
 
 METHODS = ["aqlm", "auto-round", "bitnet", "eetq", "fp_quant", "higgs", "hqq", "metal", "mxfp4", "nvfp4", "quanto"]

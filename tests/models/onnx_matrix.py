@@ -20,7 +20,7 @@ from peft import LoraConfig
 from peft_adapters import make_peft_adapter, peft_warnings_off
 
 from lora_registry.errors import ConflictError, InvalidInputError
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 
 TOLERANCE = 1e-5
 """Largest error of an output in float32, relative to its largest number."""

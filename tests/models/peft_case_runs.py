@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora_registry.adapter import Adapter
-from lora_registry.merge.base import open_base
+from lora_registry.merge.bases.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.ops.arrays import Array, round_to
 

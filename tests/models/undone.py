@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from lora_registry.merge.undo_patch import write_undo
-from lora_registry.merge.unmerge import unmerge
+from lora_registry.merge.undo.patch import write_undo
+from lora_registry.merge.undo.unmerge import unmerge
 
 
 def content(folder: Path) -> dict[str, str]:

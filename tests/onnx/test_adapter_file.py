@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lora_registry.adapter import Tensor
 from lora_registry.dtypes import DTYPES
 from lora_registry.errors import ConflictError, InvalidInputError, LoregError, UnsupportedError
-from lora_registry.onnx.adapter_file import AdapterFile
+from lora_registry.onnx.slots.adapter_file import AdapterFile
 from lora_registry.ops.arrays import from_array, to_array
 
 RANDOM = np.random.default_rng(0)

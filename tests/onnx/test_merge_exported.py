@@ -18,7 +18,7 @@ from parity import relative_error
 from peft import LoraConfig
 from peft_adapters import make_peft_adapter
 
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 from lora_registry.onnx.manifest import Manifest
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.runtime.export import export_model

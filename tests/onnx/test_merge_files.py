@@ -29,8 +29,8 @@ from lora_registry.errors import (
     NotFoundError,
 )
 from lora_registry.format.identity import content_digest
-from lora_registry.merge.base import open_base
-from lora_registry.merge.onnx_model import ADAPTER_KEY, BASE_KEY, merge_onnx
+from lora_registry.merge.bases.base import open_base
+from lora_registry.merge.onnx.model import ADAPTER_KEY, BASE_KEY, merge_onnx
 from lora_registry.onnx import writer
 from lora_registry.onnx.external import byte_range
 from lora_registry.onnx.model import OnnxModel

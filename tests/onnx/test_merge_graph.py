@@ -18,7 +18,7 @@ from parity import relative_error
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import InvalidInputError
-from lora_registry.merge.onnx_model import ADAPTER_KEY, merge_onnx
+from lora_registry.merge.onnx.model import ADAPTER_KEY, merge_onnx
 from lora_registry.onnx.manifest import KEY, Manifest, Place
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.ops.change import delta

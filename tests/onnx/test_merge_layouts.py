@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from lora_registry.adapter import Adapter
 from lora_registry.digest import Digest
 from lora_registry.errors import NotAllowedError
-from lora_registry.merge.onnx_model import ADAPTER_KEY, merge_onnx
+from lora_registry.merge.onnx.model import ADAPTER_KEY, merge_onnx
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.ops.change import delta
 

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import InvalidInputError
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.onnx.window import Window, find
 from lora_registry.ops.change import delta, merged

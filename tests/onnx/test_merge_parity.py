@@ -21,7 +21,7 @@ from peft import LoraConfig
 from peft_adapters import make_peft_adapter, peft_warnings_off
 
 from lora_registry.adapter import Adapter
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.ops.change import merged
 

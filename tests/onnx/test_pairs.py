@@ -24,7 +24,7 @@ from lora_registry.algebra.extract import Extraction, extract
 from lora_registry.algebra.truncation import Truncation
 from lora_registry.cli import main
 from lora_registry.errors import InvalidInputError, UnsupportedError
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.onnx.pairs import open_pair
 from lora_registry.ops.agreement import agree

@@ -22,11 +22,11 @@ from safetensors.numpy import save_file
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import IntegrityError, InvalidInputError, UnsupportedError
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.onnx.names import Names
-from lora_registry.onnx.quantized_seats import quantized_seats
-from lora_registry.onnx.quantized_weight import weight_of
+from lora_registry.onnx.quantized.weight import weight_of
+from lora_registry.onnx.slots.quantized_seats import quantized_seats
 from lora_registry.ops.arrays import from_array
 from lora_registry.ops.change import delta, merged
 

@@ -13,9 +13,9 @@ from quantized_graphs import FORMS, HEIGHT, NAME, WIDTH, inputs, weights
 
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.onnx.names import Names
-from lora_registry.onnx.quantized_seats import quantized_seats
-from lora_registry.onnx.quantized_weight import GraphWeight, elements, weight_of
+from lora_registry.onnx.quantized.weight import GraphWeight, elements, weight_of
 from lora_registry.onnx.refusal import RefusalError
+from lora_registry.onnx.slots.quantized_seats import quantized_seats
 
 NO_ACTIVATIONS = [form for form in FORMS if not form.startswith(("dynamic", "qdq-tensor", "qdq-ch", "qdq-u", "qdq-g"))]
 """Forms whose activations are not quantized, so that the product itself tells what the weight is."""

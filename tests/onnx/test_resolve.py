@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import ConflictError, InconclusiveError, InvalidInputError, UnsupportedError
-from lora_registry.merge.base import open_base
+from lora_registry.merge.bases.base import open_base
 from lora_registry.onnx.manifest import KEY, Manifest, Place
 from lora_registry.onnx.model import OnnxModel
 from lora_registry.onnx.resolution import Resolution

@@ -11,7 +11,7 @@ import pytest
 from lora_registry.adapter import Kind
 from lora_registry.digest import Digest
 from lora_registry.errors import InvalidInputError, UnsupportedError
-from lora_registry.onnx.slot_manifest import KEY, Slot, SlotManifest
+from lora_registry.onnx.slots.manifest import KEY, Slot, SlotManifest
 
 LINEAR = Slot(
     target="layer.weight", kind=Kind.LINEAR, layout=("out", "in"), shape=(4, 6), dtype="F32", nodes=("op",),

@@ -20,12 +20,12 @@ from safetensors.numpy import save_file
 from lora_registry.adapter import Adapter, Kind, Target, Tensor
 from lora_registry.digest import Digest
 from lora_registry.errors import ConflictError, InvalidInputError, NotFoundError, UnsupportedError, UsageError
-from lora_registry.merge.base import open_base
-from lora_registry.merge.onnx_model import merge_onnx
-from lora_registry.onnx.slot_factors import factors_for
-from lora_registry.onnx.slot_manifest import IDS, SCALE
-from lora_registry.onnx.slot_stack import stacked
-from lora_registry.onnx.slots import add_slots, slots_of
+from lora_registry.merge.bases.base import open_base
+from lora_registry.merge.onnx.model import merge_onnx
+from lora_registry.onnx.slots.factors import factors_for
+from lora_registry.onnx.slots.insert import add_slots, slots_of
+from lora_registry.onnx.slots.manifest import IDS, SCALE
+from lora_registry.onnx.slots.stack import stacked
 from lora_registry.runtime.ort import run
 
 RANDOM = np.random.default_rng(0)

@@ -16,8 +16,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.errors import InvalidInputError
-from lora_registry.onnx.slot_factors import factors_for
-from lora_registry.onnx.slots import add_slots
+from lora_registry.onnx.slots.factors import factors_for
+from lora_registry.onnx.slots.insert import add_slots
 
 IN, OUT, ROWS = 32, 16, 20
 RANDOM = np.random.default_rng(0)

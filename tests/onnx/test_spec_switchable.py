@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lora_registry.onnx import slot_factors, slot_manifest
-from lora_registry.onnx.slot_manifest import SlotManifest
+from lora_registry.onnx.slots import factors as slot_factors
+from lora_registry.onnx.slots import manifest as slot_manifest
+from lora_registry.onnx.slots.manifest import SlotManifest
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "spec" / "switchable.md").read_text(encoding="utf-8")

@@ -17,10 +17,11 @@ from lora_registry.adapter import Tensor
 from lora_registry.errors import UnsupportedError
 from lora_registry.format.container import open_container
 from lora_registry.ops.arrays import from_array, to_array
-from lora_registry.quantized import encode_gguf_blocks, encode_gguf_k_blocks
 from lora_registry.quantized.awq import outputs, words
-from lora_registry.quantized.encoders import encoder_for
-from lora_registry.quantized.encoding import Codebook, Encoder
+from lora_registry.quantized.encoding import gguf_blocks as encode_gguf_blocks
+from lora_registry.quantized.encoding import gguf_k_blocks as encode_gguf_k_blocks
+from lora_registry.quantized.encoding.choice import encoder_for
+from lora_registry.quantized.encoding.encoder import Codebook, Encoder
 from lora_registry.quantized.gguf_file import TYPES
 from lora_registry.quantized.recognition import recognize
 from lora_registry.quantized.weight import QuantizedWeight, elements, row_count

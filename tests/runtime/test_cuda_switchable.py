@@ -16,7 +16,7 @@ from peft import LoraConfig
 
 from lora_registry.adapter import Adapter
 from lora_registry.errors import MachineError
-from lora_registry.onnx.slots import add_slots
+from lora_registry.onnx.slots.insert import add_slots
 from lora_registry.runtime import ort
 from lora_registry.runtime.adapter_pool import AdapterPool
 from lora_registry.runtime.batched import BatchedModel

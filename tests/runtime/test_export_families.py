@@ -19,7 +19,7 @@ from onnx_models import adapter_of
 from peft import LoraConfig
 
 from lora_registry.errors import InvalidInputError, NotFoundError, UsageError
-from lora_registry.merge.onnx_model import merge_onnx
+from lora_registry.merge.onnx.model import merge_onnx
 from lora_registry.onnx.manifest import Manifest
 from lora_registry.runtime.encoder_decoder import EncoderDecoder
 from lora_registry.runtime.export import export_model, export_module

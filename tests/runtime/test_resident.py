@@ -18,7 +18,7 @@ from peft import LoraConfig
 from lora_registry.adapter import Adapter, Kind, Target
 from lora_registry.device import block
 from lora_registry.errors import ConflictError, InvalidInputError, MachineError, UnsupportedError
-from lora_registry.merge.base import open_base
+from lora_registry.merge.bases.base import open_base
 from lora_registry.merge.checkpoint import merge_checkpoint
 from lora_registry.ops.arrays import from_array, round_to
 from lora_registry.ops.change import merged

@@ -31,8 +31,8 @@ from lora_registry.errors import (
     UnsupportedError,
     UsageError,
 )
-from lora_registry.merge.onnx_model import merge_onnx
-from lora_registry.onnx.slots import add_slots
+from lora_registry.merge.onnx.model import merge_onnx
+from lora_registry.onnx.slots.insert import add_slots
 from lora_registry.runtime import ort
 from lora_registry.runtime.adapter_pool import AdapterPool
 from lora_registry.runtime.batched import BatchedModel

@@ -61,7 +61,7 @@ def map_(
 
     Exit 1 when a tensor is not found, or cannot be changed; the finding says why.
     """
-    from lora_registry.merge.base import open_base
+    from lora_registry.merge.bases.base import open_base
     from lora_registry.onnx.model import OnnxModel
     from lora_registry.onnx.resolve import attempt
 
@@ -94,9 +94,9 @@ def map_(
 def _matching(model: OnnxModel, patterns: tuple[str, ...], base: BaseModel | None) -> tuple[Target, ...]:
     """What could be a target: the tensors that the graph names, and those of the checkpoint that it holds."""
     from lora_registry.onnx.names import Names
-    from lora_registry.onnx.quantized_seats import quantized_seats
     from lora_registry.onnx.resolve import attempt
-    from lora_registry.onnx.slot_targets import matching
+    from lora_registry.onnx.slots.quantized_seats import quantized_seats
+    from lora_registry.onnx.slots.targets import matching
     from lora_registry.ops.prefix import uniform_prefix
 
     names = Names(model)

@@ -56,8 +56,8 @@ def slots(
     quantized; it is never changed. `loreg convert ADAPTER x.onnx_adapter --model SWITCHABLE` makes what ONNX Runtime
     feeds to the slots, of any rank.
     """
-    from lora_registry.merge.base import open_base
-    from lora_registry.onnx.slots import add_slots
+    from lora_registry.merge.bases.base import open_base
+    from lora_registry.onnx.slots.insert import add_slots
 
     opened = [open_sound(adapter, registry_home).adapter for adapter in adapters]
     made = add_slots(

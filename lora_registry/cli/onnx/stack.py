@@ -31,9 +31,9 @@ def stack(adapters: tuple[str, ...], model: Path, out: Path, registry_home: str 
 
     The numbers that are printed go into the input adapter_ids, one for each row; 0 is the base.
     """
-    from lora_registry.onnx.adapter_file import AdapterFile
-    from lora_registry.onnx.slot_stack import stacked
-    from lora_registry.onnx.slots import slots_of
+    from lora_registry.onnx.slots.adapter_file import AdapterFile
+    from lora_registry.onnx.slots.insert import slots_of
+    from lora_registry.onnx.slots.stack import stacked
     from lora_registry.ops.arrays import from_array
 
     manifest = slots_of(model)
