@@ -461,6 +461,7 @@ def test_the_command_quantizes_again(tmp_path: Path) -> None:
 
 def test_other_merges_import_no_encoder() -> None:
     """They would be a tenth of its start."""
-    code = "import sys, lora_registry.merge.checkpoint; print(*(name for name in sys.modules if 'quantized.encoding.' in name))"
+    listed = "print(*(name for name in sys.modules if 'quantized.encoding.' in name))"
+    code = f"import sys, lora_registry.merge.checkpoint; {listed}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
