@@ -127,7 +127,7 @@ TARGET_EDITS: dict[str, Callable[[Target], Target]] = {
     "kind": lambda target: replace(target, kind=Kind.FULL if target.kind is not Kind.FULL else Kind.SPARSE),
     "layout": lambda target: replace(target, layout=(*target.layout, "k")),
     "shape": lambda target: replace(target, shape=(*(target.shape or ()), 2)),
-    "scale": lambda target: replace(target, scale=math.nextafter(target.scale, -target.scale or 1.0)),
+    "scale": lambda target: replace(target, scale=1.5 if target.scale != 1.5 else 2.5),
     "groups": lambda target: replace(target, groups=target.groups + 1),
     "rows": lambda target: replace(target, rows=(*target.rows, 99)),
     "length": lambda target: replace(target, length=(target.length or 0) + 1),
