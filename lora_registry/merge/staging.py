@@ -95,6 +95,9 @@ def staging(out: Path, *, resume: bool) -> Iterator[Staging]:
 
 
 def _empty(folder: Path) -> None:
+    """Remove what a killed merge left: its journal first, which must never speak of blocks that are gone."""
+    (folder / NAME).unlink(missing_ok=True)
+    sync_folder(folder)
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

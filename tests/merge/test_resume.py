@@ -133,6 +133,25 @@ def test_twenty_kills_at_any_moment(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out", "whole"]
 
 
+def test_a_kill_while_a_new_merge_clears_the_old_one_leaves_nothing_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal goes first: it never speaks of blocks whose files are gone already."""
+    import shutil
+
+    place = folder_for(tmp_path / "out")
+    (place / "files").mkdir(parents=True)
+    (place / journal.NAME).write_text("{}")
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt), staging(tmp_path / "out", resume=False):
+        pass
+    assert not (place / journal.NAME).exists()
+
+
 def adapter_for(layers: int, rows: int, seed: int = 0) -> Adapter:
     """A random change of every layer of :func:`make_base`."""
     rng = np.random.default_rng(seed)
